@@ -1,0 +1,57 @@
+# make demo — set everything up, convert the bundled model, run it dense and with delta attention, print the difference.
+# make test — set everything up, run every check and test.
+# Needs Python >= 3.10 with venv, g++, cmake and make; everything else is fetched into .venv and build/.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL ?= models/demo
+ORT_HEADERS ?= build/ort-headers
+
+.PHONY: demo test lint setup ops-test sanitize golden clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.python: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is too old: Python 3.10 or newer is needed; set PYTHON=..."; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Cannot make a virtual environment: install python3-venv (Debian: apt install python3-venv)."; exit 2; }
+	touch $@
+
+$(ORT_HEADERS)/.ready: scripts/get_ort_headers.sh
+	scripts/get_ort_headers.sh $(ORT_HEADERS)
+
+OPS_SOURCES := $(shell find ops -name '*.cc' -o -name '*.h' -o -name '*.txt' -o -name '*.cmake' -o -name '*.map')
+
+$(VENV)/.ready: $(VENV)/.python $(ORT_HEADERS)/.ready pyproject.toml constraints.txt $(OPS_SOURCES)
+	$(BIN)/pip install -q -c constraints.txt scikit-build-core
+	ONNXRUNTIME_INCLUDE_DIR="$$(cat $(ORT_HEADERS)/.ready)" $(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[export,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python scripts/demo.py --model "$(MODEL)"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ops-test: setup
+	ONNXRUNTIME_INCLUDE_DIR="$$(cat $(ORT_HEADERS)/.ready)" cmake -S ops -B build/ops-test -DCMAKE_BUILD_TYPE=Release -DDELTALLM_BUILD_TESTS=ON
+	cmake --build build/ops-test -j 2
+	ctest --test-dir build/ops-test --output-on-failure
+
+# The op's tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: setup
+	ONNXRUNTIME_INCLUDE_DIR="$$(cat $(ORT_HEADERS)/.ready)" cmake -S ops -B build/ops-sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDELTALLM_BUILD_TESTS=ON -DDELTALLM_SANITIZE=ON
+	cmake --build build/ops-sanitize -j 2
+	ctest --test-dir build/ops-sanitize --output-on-failure
+
+test: lint ops-test sanitize
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Rewrite tests/golden after a deliberate change of the passes; read the diff before committing it.
+golden: setup
+	$(BIN)/python -m pytest tests/golden -q --update-golden
+
+clean:
+	rm -rf build $(VENV)
