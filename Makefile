@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= models/demo
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 ORT_HEADERS ?= build/ort-headers
 
 .PHONY: demo test lint setup ops-test sanitize golden clean

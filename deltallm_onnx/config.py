@@ -39,7 +39,7 @@ class DeltaConfig:
         DeltaLLMError: for a value outside its range, naming the field, the value and the range.
     """
 
-    threshold: float = 0.25
+    threshold: float = 0.6
     window: int = 128
     sinks: int = 4
     granularity: Granularity = "row"
@@ -134,7 +134,7 @@ def profile(name: str, context: int = 2048) -> DeltaConfig:
     """
     if name == "paper":
         return DeltaConfig(
-            threshold=0.1,
+            threshold=0.5,
             window=max(1, round(PAPER_WINDOW_FRACTION * context)),
             sinks=1,
             granularity="element",

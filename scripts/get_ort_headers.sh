@@ -30,7 +30,7 @@ done > "$out/parts/trixie.list"
 
 apt_own() {
   apt-get -qq -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$out/parts" -o Dir::State::Lists="$out/lists" \
-    -o Dir::Cache="$out/cache" "$@"
+    -o Dir::Cache="$out/cache" -o APT::Sandbox::User=root "$@"
 }
 apt_own update || { echo "Cannot read the package list of Debian 13 from this machine's mirror: set ONNXRUNTIME_INCLUDE_DIR to the folder with onnxruntime_cxx_api.h." >&2; exit 2; }
 cd "$out"

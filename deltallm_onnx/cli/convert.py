@@ -1,0 +1,41 @@
+"""`deltallm-onnx convert`: a Hugging Face model directory in, a rewritten .onnx out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltallm_onnx.cli.delta_options import DeltaOptions, takes_delta_options
+from deltallm_onnx.cli.output import print_json, status
+from deltallm_onnx.runtime.side_files import context_length
+
+
+@takes_delta_options
+def convert_command(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Directory with config.json and safetensors, or a hub id.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The model to write.")],
+    *,
+    options: DeltaOptions,
+) -> None:
+    """Trace a Hugging Face causal language model, rewrite its attention, and write an .onnx model."""
+    config = options.resolve(context_length(Path(model)))
+    from deltallm_onnx.convert import convert  # noqa: PLC0415  # lazily: torch takes seconds to import
+
+    with status(f"Converting {model} …") as show:
+        report = convert(
+            model,
+            out,
+            config,
+            unfused=options.unfused,
+            statistics=options.statistics,
+            allow_partial=options.allow_partial,
+            progress=show,
+        )
+    if options.json_output:
+        print_json(report.to_dict())
+    else:
+        print(report)

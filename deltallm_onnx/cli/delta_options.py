@@ -1,0 +1,131 @@
+"""The options that `convert` and `rewrite` share: every knob of `DeltaConfig`, and what is written beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+
+from deltallm_onnx.cli.window import parse_window
+from deltallm_onnx.config import PROFILE_NAMES, CacheFormat, DeltaConfig, Granularity, Prefill, RowRule, profile
+from deltallm_onnx.errors import DeltaLLMError
+
+
+def _one_of(kind: Any) -> str:
+    return " | ".join(get_args(kind))
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaOptions:
+    """What the user said; None means not said. Options override the file, the file overrides the profile."""
+
+    profile: Annotated[
+        str | None, typer.Option(help=f"Start from a named configuration: {' | '.join(PROFILE_NAMES)}.")
+    ] = None
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file with fields of DeltaConfig.")] = None
+    threshold: Annotated[float | None, typer.Option(metavar="θ", help="Largest change that is held; 0 is exact.")] = (
+        None
+    )
+    window: Annotated[
+        str | None, typer.Option(metavar="TOKENS|N%", help="Newest tokens that stay exact, or a share of the context.")
+    ] = None
+    context: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Context length for N% [default: the model's own].")
+    ] = None
+    sinks: Annotated[int | None, typer.Option(metavar="TOKENS", help="First tokens that stay exact.")] = None
+    granularity: Annotated[str | None, typer.Option(metavar=_one_of(Granularity), help="What is held at once.")] = None
+    row_rule: Annotated[
+        str | None, typer.Option(metavar=_one_of(RowRule), help="What a row's change is held against.")
+    ] = None
+    refresh: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="Restart the reference every so many tokens; 0 = never.")
+    ] = None
+    v_skip: Annotated[
+        float | None, typer.Option(metavar="ε", help="Leave out values below ε times the largest probability.")
+    ] = None
+    prefill: Annotated[
+        str | None, typer.Option(metavar=_one_of(Prefill), help="Whether prompts read held keys too.")
+    ] = None
+    cache_format: Annotated[
+        str | None, typer.Option(metavar=_one_of(CacheFormat), help="Storage of keys and values.")
+    ] = None
+    unfused: Annotated[
+        bool, typer.Option("--unfused", help="Write two small operators per layer instead of the fused one.")
+    ] = False
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Leave layers dense that cannot be rewritten, instead of refusing.")
+    ] = False
+    statistics: Annotated[
+        bool, typer.Option("--statistics/--no-statistics", help="Count what is skipped, as graph outputs.")
+    ] = True
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+
+    def resolve(self, model_context: int | None) -> DeltaConfig:
+        """The configuration that the options, the file and the profile make together.
+
+        Args:
+            model_context: the model's context length in tokens, if known; --context goes before it.
+
+        Raises:
+            DeltaLLMError: for a value out of range, an unreadable file, an unknown profile, and a window that depends
+                on a context nobody knows.
+        """
+        context = model_context if self.context is None else self.context
+        from_file = _fields_in(self.config)
+        said: dict[str, Any] = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(DeltaConfig)
+            if getattr(self, field.name) is not None
+        }
+        if self.window is not None:
+            said["window"] = parse_window(self.window, context)
+        base = DeltaConfig()
+        if self.profile is not None:
+            if self.profile == "paper" and context is None and "window" not in {**from_file, **said}:
+                raise DeltaLLMError(
+                    "Profile 'paper' takes its window from the context length, which is not known here (no "
+                    "config.json beside the model): give --context TOKENS or --window TOKENS."
+                )
+            base = profile(self.profile) if context is None else profile(self.profile, context)
+        return base.replace(**{**from_file, **said})
+
+
+def takes_delta_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command take every field of `DeltaOptions` as an option, gathered into its last parameter, `options`."""
+    hints = get_type_hints(DeltaOptions, include_extras=True)
+    own_hints = get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(annotation=own_hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "options"
+    ]
+    shared = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in dataclasses.fields(DeltaOptions)
+    ]
+
+    @functools.wraps(command)
+    def gathered(**values: Any) -> Any:
+        options = DeltaOptions(**{field.name: values.pop(field.name) for field in dataclasses.fields(DeltaOptions)})
+        return command(**values, options=options)
+
+    gathered.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # PEP 362 allows it
+    gathered.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
+    return gathered
+
+
+def _fields_in(path: Path | None) -> dict[str, Any]:
+    """The fields that a configuration file sets, checked."""
+    if path is None:
+        return {}
+    DeltaConfig.load(path)
+    fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return fields

@@ -1,0 +1,84 @@
+"""`deltallm-onnx inspect`: what is inside an .onnx file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from deltallm_onnx.cli.output import byte_text, print_json, print_table
+from deltallm_onnx.inspect import AttentionSiteInfo, Inspection, inspect_model
+
+
+def inspect_command(
+    model: Annotated[Path, typer.Argument(metavar="X.onnx", help="A dense or rewritten model.")],
+    *,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List every attention site of a model with its settings; weights are not loaded."""
+    inspection = inspect_model(model)
+    if json_output:
+        print_json(inspection.to_dict())
+        return
+    _print(inspection)
+
+
+def _print(inspection: Inspection) -> None:
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(inspection.opset.items()))
+    print(f"{inspection.path}: {len(inspection.sites)} attention sites; operator sets {opsets}")
+    if inspection.cache_bytes_per_token:
+        print(f"cache: {byte_text(inspection.cache_bytes_per_token)} per token, all layers")
+    for key, value in inspection.metadata.items():
+        print(f"{key}: {value}")
+    if inspection.needs_library:
+        print(f"needs the operator library for {', '.join(inspection.needs_library)}")
+    elif inspection.has_fallback:
+        print("runs without the operator library too, slowly, by its function bodies")
+    print(f"operator library: {inspection.library or inspection.library_problem}")
+    if not inspection.sites:
+        return
+    shared = _shared_settings(inspection)
+    if shared:
+        print("every site: " + ", ".join(f"{name}={_short(value)}" for name, value in shared.items()))
+    print_table(_table(inspection, shared))
+
+
+def _shared_settings(inspection: Inspection) -> dict[str, Any]:
+    """The settings that all sites have with the same value: said once instead of once per layer."""
+    first, *others = inspection.sites
+    return {
+        name: value
+        for name, value in first.settings.items()
+        if all(name in site.settings and site.settings[name] == value for site in others)
+    }
+
+
+def _table(inspection: Inspection, shared: Mapping[str, Any]) -> Table:
+    table = Table()
+    for name in ("layer", "node", "operator", "heads", "KV heads", "head size", "θ", "own settings"):
+        table.add_column(name, overflow="fold")
+    for site in inspection.sites:
+        own = {name: value for name, value in site.settings.items() if name not in shared}
+        table.add_row(
+            str(site.layer),
+            site.node or "(unnamed)",
+            site.op,
+            *("?" if n is None else str(n) for n in (site.num_heads, site.kv_num_heads, site.head_size)),
+            _threshold_text(site),
+            ", ".join(f"{name}={_short(value)}" for name, value in own.items()),
+        )
+    return table
+
+
+def _threshold_text(site: AttentionSiteInfo) -> str:
+    if site.threshold is None:
+        return "–"
+    low, high = site.threshold
+    return f"{low:g}" if low == high else f"{low:g} … {high:g}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,86 @@
+"""`export_model`: the steps of an export, in order."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.export.output import check_writable, staged
+from deltallm_onnx.export.report import ExportReport
+
+_NEEDED = ("torch", "transformers", "safetensors", "huggingface_hub", "psutil")
+
+
+def export_model(model: str | Path, out_path: Path, *, progress: Callable[[str], None] | None = None) -> ExportReport:
+    """Trace a causal language model of transformers to a dense ONNX graph.
+
+    The graph (docs/architecture.md, "The dense graph") has opset 23, float32 weights in `<out name>.data` and one
+    standard Attention node per layer. Beside it go config.json, generation_config.json, the tokenizer and
+    genai_config.json. Only safetensors are read and no code of the checkpoint is run; a local directory needs no
+    network.
+
+    Args:
+        model: a model directory, or a hub id such as "owner/name".
+        out_path: the ONNX file to write; its folder must exist. Existing files are replaced.
+        progress: receives one line per step.
+
+    Returns:
+        What was written and what it took.
+
+    Raises:
+        DeltaLLMError: for a model or an output path that cannot be used; then nothing is written.
+    """
+    say = progress or (lambda _: None)
+    out_path = Path(out_path)
+    check_writable(out_path)
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DeltaLLMError(f"Exporting a model needs {', '.join(missing)}: install deltallm-onnx[export].")
+    return _export(model, out_path, say)
+
+
+def _export(model_name: str | Path, out_path: Path, say: Callable[[str], None]) -> ExportReport:
+    # torch and transformers take seconds to import: only an export pays for them.
+    import onnx_ir as ir  # noqa: PLC0415
+
+    from deltallm_onnx.export import graph_cleanup, loading, probing, sidecars, tracing  # noqa: PLC0415
+    from deltallm_onnx.export.memory import peak_rss_bytes  # noqa: PLC0415
+    from deltallm_onnx.export.source import find_model  # noqa: PLC0415
+
+    begin = time.perf_counter()
+    source = find_model(model_name, say)
+    say(f"Loading {source.name} ({source.model_type})")
+    model, notes = loading.load(source)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    layers = probing.probe(model)
+    say(f"Checking {len(layers)} attention layers against transformers")
+    probing.check_against_eager(model, layers)
+    say("Tracing")
+    graph = tracing.trace(model, layers, source.model_type)
+    graph_cleanup.clean(graph)
+    say(f"Writing {out_path}")
+    with staged(out_path) as folder:
+        ir.save(graph, folder / out_path.name, external_data=f"{out_path.name}.data")
+        sidecars.copy_configs(source, folder)
+        sidecars.write_genai_config(model, layers, out_path.name, folder)
+        no_tokenizer = sidecars.write_tokenizer(source, folder)
+        names = sorted(file.name for file in folder.iterdir())
+    notes += [no_tokenizer] if no_tokenizer else []
+    notes += sidecars.limits(model, layers)
+    report = ExportReport(
+        path=out_path,
+        files=tuple(out_path.parent / name for name in names),
+        model_type=source.model_type,
+        layers=layers,
+        parameters=parameters,
+        has_tokenizer="tokenizer.json" in names,
+        peak_rss_bytes=peak_rss_bytes(),
+        seconds=time.perf_counter() - begin,
+        notes=tuple(notes),
+    )
+    peak = report.peak_rss_bytes / 1e9
+    say(f"Exported {parameters:,} parameters in {report.seconds:.1f} s, peak memory {peak:.2f} GB")
+    return report

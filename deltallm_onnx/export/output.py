@@ -1,0 +1,53 @@
+"""Write a set of files into a folder, all or nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deltallm_onnx.errors import DeltaLLMError
+
+
+def check_writable(out_path: Path) -> None:
+    """Refuse an output path that cannot be written, before any work is done.
+
+    Raises:
+        DeltaLLMError: if it is a directory, or its folder is missing or not writable.
+    """
+    if out_path.is_dir():
+        raise DeltaLLMError(f"{out_path} is a directory: give the name of the .onnx file to write.")
+    if not out_path.parent.is_dir():
+        raise DeltaLLMError(f"The folder {out_path.parent} does not exist: create it or give another output path.")
+    try:
+        with tempfile.TemporaryFile(dir=out_path.parent):
+            pass
+    except OSError as error:
+        raise DeltaLLMError(
+            f"Cannot write to {out_path.parent} ({error.strerror}): give another output path."
+        ) from error
+
+
+@contextmanager
+def staged(out_path: Path) -> Iterator[Path]:
+    """A fresh folder beside `out_path`; its files move into place when the block ends well, else they are gone.
+
+    The ONNX file moves last, so that it is never there without what it needs.
+
+    Raises:
+        DeltaLLMError: if the disk refuses a file.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{out_path.name}.", suffix=".partial", dir=out_path.parent) as name:
+            folder = Path(name)
+            yield folder
+            files = sorted(folder.iterdir(), key=lambda file: file.name == out_path.name)
+            targets = [out_path.parent / file.name for file in files]
+            blocked = [target for target in targets if target.is_dir()]
+            if blocked:
+                raise DeltaLLMError(f"{blocked[0]} is a directory where a file must be written: move it away.")
+            for file, target in zip(files, targets, strict=True):
+                file.replace(target)
+    except OSError as error:
+        raise DeltaLLMError(f"Cannot write {out_path} ({error.strerror or error}): nothing was left behind.") from error

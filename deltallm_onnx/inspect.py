@@ -1,0 +1,192 @@
+"""What is inside an .onnx file: its attention sites, their settings and its caches, without loading weights."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.runtime.library import ops_library_path
+from deltallm_onnx.runtime.model_file import read_model_file
+
+_DOMAIN = "ai.deltallm"
+
+# Operator → names of its head-count attributes and the position of its past key.
+_ATTENTION: dict[tuple[str, str], tuple[str, str, int]] = {
+    ("", "Attention"): ("q_num_heads", "kv_num_heads", 4),
+    ("com.microsoft", "GroupQueryAttention"): ("num_heads", "kv_num_heads", 3),
+    ("com.microsoft", "MultiHeadAttention"): ("num_heads", "num_heads", 6),
+    (_DOMAIN, "DeltaAttention"): ("num_heads", "kv_num_heads", 3),
+    (_DOMAIN, "HybridWindowAttention"): ("num_heads", "kv_num_heads", -1),
+}
+_THRESHOLD_INPUT = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSiteInfo:
+    """One attention node.
+
+    Attributes:
+        layer: index of the layer: from the name of its cache, else the position among the sites.
+        node: the node's name.
+        op: domain and operator type.
+        num_heads: Hq; None where the file does not say.
+        kv_num_heads: Hkv; None where the file does not say.
+        head_size: D in channels; None where the file does not say.
+        threshold: smallest and largest θ; None for dense attention and where the values lie in the data file.
+        settings: the node's other attributes.
+    """
+
+    layer: int
+    node: str
+    op: str
+    num_heads: int | None
+    kv_num_heads: int | None
+    head_size: int | None
+    threshold: tuple[float, float] | None
+    settings: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What `inspect_model` found.
+
+    Attributes:
+        path: the file.
+        opset: version of each operator set, "" being the standard one.
+        sites: every attention node, in graph order.
+        cache_bytes_per_token: bytes that one token takes in all caches of the file; 0 without caches.
+        metadata: the file's `deltallm.*` entries; deltallm.config parsed.
+        needs_library: operators that only the compiled library can run.
+        has_fallback: whether the file carries function bodies of `ai.deltallm` operators.
+        library: path of the operator library, if there is one on this machine.
+        library_problem: why there is none.
+    """
+
+    path: str
+    opset: dict[str, int]
+    sites: tuple[AttentionSiteInfo, ...]
+    cache_bytes_per_token: int
+    metadata: dict[str, Any]
+    needs_library: tuple[str, ...]
+    has_fallback: bool
+    library: str | None
+    library_problem: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+
+def inspect_model(path: Path) -> Inspection:
+    """Describe an .onnx file, dense or rewritten.
+
+    Raises:
+        DeltaLLMError: where it is not a readable ONNX model (`read_model_file`).
+    """
+    model = read_model_file(path)
+    library, problem = None, None
+    try:
+        library = str(ops_library_path())
+    except DeltaLLMError as error:
+        problem = str(error)
+    bodies = {function.name for function in model.functions if function.domain == _DOMAIN}
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    return Inspection(
+        path=str(path),
+        opset={entry.domain: entry.version for entry in model.opset_import},
+        sites=_sites(model),
+        cache_bytes_per_token=_cache_bytes_per_token(model),
+        metadata=_metadata(model),
+        needs_library=tuple(sorted({node.op_type for node in nodes if node.domain == _DOMAIN} - bodies)),
+        has_fallback=bool(bodies),
+        library=library,
+        library_problem=problem,
+    )
+
+
+def _sites(model: onnx.ModelProto) -> tuple[AttentionSiteInfo, ...]:
+    shapes = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    }
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    sites: list[AttentionSiteInfo] = []
+    for node in model.graph.node:
+        key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
+        if key not in _ATTENTION:
+            continue
+        query_heads_name, kv_heads_name, past = _ATTENTION[key]
+        settings = {a.name: _plain(onnx.helper.get_attribute_value(a)) for a in node.attribute}
+        past_name = node.input[past] if 0 <= past < len(node.input) else ""
+        cache = shapes.get(past_name, [])
+        query = shapes.get(node.input[0], []) if node.input else []
+        kv_heads = settings.pop(kv_heads_name, None) or (cache[1] if len(cache) == 4 else None)
+        # A four-axis query [B, Hq, S, D] needs no head count in the node.
+        heads = settings.pop(query_heads_name, None) or (query[1] if len(query) == 4 else None)
+        head_size = cache[3] if len(cache) == 4 else (query[3] if len(query) == 4 else None)
+        sites.append(
+            AttentionSiteInfo(
+                layer=_layer(past_name, len(sites)),
+                node=node.name,
+                op=f"{key[0] or 'ai.onnx'}::{key[1]}",
+                num_heads=heads or None,
+                kv_num_heads=kv_heads or None,
+                head_size=head_size or None,
+                threshold=_threshold(node, initializers),
+                settings=settings,
+            )
+        )
+    return tuple(sites)
+
+
+def _layer(past_name: str, position: int) -> int:
+    found = re.search(r"\.(\d+)\.", past_name)
+    return int(found.group(1)) if found else position
+
+
+def _threshold(node: onnx.NodeProto, initializers: dict[str, onnx.TensorProto]) -> tuple[float, float] | None:
+    if node.domain != _DOMAIN or len(node.input) <= _THRESHOLD_INPUT:
+        return None
+    tensor = initializers.get(node.input[_THRESHOLD_INPUT])
+    if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return None
+    values = numpy_helper.to_array(tensor)
+    return (float(values.min()), float(values.max())) if values.size else None
+
+
+def _cache_bytes_per_token(model: onnx.ModelProto) -> int:
+    total = 0
+    for value in model.graph.input:
+        tensor = value.type.tensor_type
+        dims = [d.dim_value for d in tensor.shape.dim]
+        if value.name.startswith("past_key_values.") and len(dims) == 4:
+            total += dims[1] * dims[3] * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).itemsize
+    return total
+
+
+def _metadata(model: onnx.ModelProto) -> dict[str, Any]:
+    entries: dict[str, Any] = {e.key: e.value for e in model.metadata_props if e.key.startswith("deltallm.")}
+    # Absent in a dense model; shown as it is where it is not JSON.
+    with contextlib.suppress(KeyError, ValueError):
+        entries["deltallm.config"] = json.loads(entries["deltallm.config"])
+    return entries
+
+
+def _plain(value: Any) -> Any:
+    """An attribute's value as JSON can hold it."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, int | float | str):
+        return value
+    if isinstance(value, list) and all(isinstance(item, int | float) for item in value):
+        return value
+    return type(value).__name__

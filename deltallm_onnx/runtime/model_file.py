@@ -1,0 +1,38 @@
+"""Read an .onnx file without its weights, refusing what is not a sound model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.external_data import check_external_data
+
+
+def read_model_file(path: Path) -> onnx.ModelProto:
+    """Parse the graph; tensors in external files stay there, checked but not loaded.
+
+    Args:
+        path: an .onnx file.
+
+    Raises:
+        DeltaLLMError: for a missing or unreadable file, for one that is not an ONNX model or is cut short, and for
+            external data outside its directory (`check_external_data`).
+    """
+    if path.is_dir():
+        raise DeltaLLMError(f"{path} is a directory: name the .onnx file in it.")
+    if not path.is_file():
+        raise DeltaLLMError(f"There is no file {path}: give the path of an .onnx model.")
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())
+    except OSError as error:
+        raise DeltaLLMError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except Exception as error:  # protobuf is untyped, and its exceptions differ between its implementations
+        raise DeltaLLMError(
+            f"{path} is not an ONNX model, or is cut short: write it again or copy it again."
+        ) from error
+    if not model.opset_import or not model.graph.node:
+        raise DeltaLLMError(f"{path} is not an ONNX model, or is cut short: it holds no graph with nodes.")
+    check_external_data(model, path.resolve().parent)
+    return model

@@ -1,0 +1,223 @@
+// Decode: one query per batch row and head. A task takes one KV head, its whole group of query heads, and a range of
+// keys, so that every key and value row is loaded once per group; ranges of one head merge by maximum, denominator and
+// sum.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+
+#include "core/attend.h"
+#include "core/scratch.h"
+
+namespace deltallm {
+namespace {
+
+constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
+// Long enough to stream keys and values from memory in turn, short enough to keep a block's weights in the first-level
+// cache.
+constexpr int64_t kKeysPerBlock = 512;
+// Splitting costs a merge and a task; below this many keys it does not pay.
+constexpr int64_t kKeysPerSplit = 512;
+// Waking another thread costs some microseconds; smaller calls stay on the calling one.
+constexpr int64_t kMacsWorthThreads = 1 << 17;
+
+/// What a range of keys contributes to the heads of one group: running maxima, denominators and sums of values.
+struct Partial {
+  float* maximum;      // [G]
+  float* denominator;  // [G]
+  float* sum;          // [G, D]
+
+  static int64_t Size(int64_t group, int64_t head_size) { return group * (head_size + 2); }
+  Partial(float* data, int64_t group) : maximum(data), denominator(data + group), sum(data + 2 * group) {}
+};
+
+class OneQuery {
+ public:
+  OneQuery(const AttendCall& call, int64_t b, int64_t kv_head)
+      : call_(call),
+        kernels_(*call.kernels),
+        b_(b),
+        kv_head_(kv_head),
+        head_(b * call.geometry.kv_heads + kv_head),
+        group_(call.geometry.group()),
+        head_size_(call.geometry.head_size),
+        visible_(VisibleKeys(call.rules, call.spans[b], call.spans[b].past)),
+        held_(HeldKeys(call.rules, call.spans[b], 1, call.spans[b].past)) {}
+
+  KeyRange visible() const { return visible_; }
+
+  void Run(KeyRange keys, Partial partial) const {
+    Scratch scratch(Scratch::RoundUp(group_ * head_size_) + Scratch::RoundUp(group_ * kKeysPerBlock) +
+                    Scratch::RoundUp(2 * head_size_));
+    float* query = scratch.Take(group_ * head_size_);
+    float* weights = scratch.Take(group_ * kKeysPerBlock);
+    float* buffer = scratch.Take(2 * head_size_);
+    for (int64_t g = 0; g < group_; ++g) {
+      call_.query.Read(kernels_, b_, 0, kv_head_ * group_ + g, buffer, query + g * head_size_);
+    }
+    kernels_.scale(query, group_ * head_size_, call_.scale());
+    std::fill_n(partial.maximum, group_, kNegativeInfinity);
+    std::fill_n(partial.denominator, group_, 0.0f);
+    std::fill_n(partial.sum, group_ * head_size_, 0.0f);
+    for (int64_t first = keys.begin; first < keys.end; first += kKeysPerBlock) {
+      Block(query, first, std::min(kKeysPerBlock, keys.end - first), weights, partial);
+    }
+  }
+
+  void Write(Partial partial) const {
+    for (int64_t g = 0; g < group_; ++g) {
+      const int64_t h = kv_head_ * group_ + g;
+      float* row = partial.sum + g * head_size_;
+      kernels_.scale(row, head_size_, call_.Finish(h, partial.maximum[g], partial.denominator[g]));
+      call_.output.Write(kernels_, b_, 0, h, row);
+    }
+  }
+
+  /// Adds `other` to `into`.
+  void Merge(Partial other, Partial into) const {
+    for (int64_t g = 0; g < group_; ++g) {
+      const float top = std::max(into.maximum[g], other.maximum[g]);
+      if (top == kNegativeInfinity) continue;
+      const float keep = std::exp(into.maximum[g] - top);
+      const float add = std::exp(other.maximum[g] - top);
+      into.maximum[g] = top;
+      into.denominator[g] = into.denominator[g] * keep + other.denominator[g] * add;
+      float* sum = into.sum + g * head_size_;
+      const float* added = other.sum + g * head_size_;
+      for (int64_t c = 0; c < head_size_; ++c) sum[c] = sum[c] * keep + added[c] * add;
+    }
+  }
+
+ private:
+  void Block(const float* query, int64_t first, int64_t count, float* weights, Partial partial) const {
+    Scores(query, first, count, weights);
+    for (int64_t g = 0; g < group_; ++g) {
+      float* row = weights + g * kKeysPerBlock;
+      if (call_.rules.softcap > 0.0f) kernels_.softcap(row, count, call_.rules.softcap);
+      call_.AddBias(b_, kv_head_ * group_ + g, 0, first, count, row);
+      const float top = std::max(partial.maximum[g], kernels_.maximum(row, count));
+      if (top > partial.maximum[g]) {
+        // The first block has nothing to rescale: e^−∞ is 0.
+        const float keep = std::exp(partial.maximum[g] - top);
+        partial.denominator[g] *= keep;
+        kernels_.scale(partial.sum + g * head_size_, head_size_, keep);
+        partial.maximum[g] = top;
+      }
+      partial.denominator[g] += kernels_.exp_and_sum(row, count, top == kNegativeInfinity ? 0.0f : top);
+      if (call_.rules.v_skip > 0.0f && top > kNegativeInfinity) {
+        call_.SkipValues(b_, kv_head_, held_, first, count, row);
+      }
+    }
+    AddValues(weights, first, count, partial.sum);
+  }
+
+  /// Up to three stretches with their own source: exact, held, exact.
+  void Scores(const float* query, int64_t first, int64_t count, float* scores) const {
+    const int64_t end = first + count;
+    int64_t row = first;
+    while (row < end) {
+      int64_t stop = end;
+      const char* source = call_.rows.key.Row(head_, row);
+      if (call_.rows.held.data != nullptr) {
+        const int64_t held_begin = std::max(held_.begin, call_.rows.held_begin[b_]);
+        if (row < held_begin) {
+          stop = std::min(end, held_begin);
+        } else if (row < held_.end) {
+          source = call_.rows.HeldRow(b_, head_, row);
+          stop = std::min(end, held_.end);
+        }
+      }
+      ScoreRows(kernels_, call_.rows.key.type, query, group_, source, stop - row, head_size_, scores + (row - first),
+                kKeysPerBlock);
+      row = stop;
+    }
+  }
+
+  void AddValues(const float* weights, int64_t first, int64_t count, float* sum) const {
+    const ConstFloatCache& value = call_.rows.value;
+    if (call_.rules.v_skip == 0.0f) {
+      AddRows(kernels_, value.type, weights, kKeysPerBlock, group_, value.Row(head_, first), count, head_size_, sum);
+      return;
+    }
+    // Rows that no head of the group needs are not loaded.
+    int64_t i = 0;
+    while (i < count) {
+      if (!Needed(weights + i)) {
+        ++i;
+        continue;
+      }
+      const int64_t begin = i;
+      while (i < count && Needed(weights + i)) ++i;
+      AddRows(kernels_, value.type, weights + begin, kKeysPerBlock, group_, value.Row(head_, first + begin), i - begin,
+              head_size_, sum);
+    }
+  }
+
+  bool Needed(const float* weights) const {
+    for (int64_t g = 0; g < group_; ++g) {
+      if (weights[g * kKeysPerBlock] != 0.0f) return true;
+    }
+    return false;
+  }
+
+  const AttendCall& call_;
+  const Kernels& kernels_;
+  int64_t b_;
+  int64_t kv_head_;
+  int64_t head_;
+  int64_t group_;
+  int64_t head_size_;
+  KeyRange visible_;
+  KeyRange held_;
+};
+
+int64_t MostKeys(const AttendCall& call) {
+  int64_t most = 0;
+  for (int64_t b = 0; b < call.geometry.batch; ++b) {
+    most = std::max(most, VisibleKeys(call.rules, call.spans[b], call.spans[b].past).size());
+  }
+  return most;
+}
+
+/// Ranges of keys per head: more than one only where whole heads would leave threads without work.
+int64_t Splits(int64_t threads, int64_t heads, int64_t most_keys) {
+  if (heads % threads == 0) return 1;
+  const int64_t wanted = (4 * threads + heads - 1) / heads;
+  return std::max<int64_t>(1, std::min(wanted, most_keys / kKeysPerSplit));
+}
+
+}  // namespace
+
+void AttendOne(const AttendCall& call, const Parallel& parallel) {
+  const Geometry& geometry = call.geometry;
+  const int64_t heads = geometry.batch * geometry.kv_heads;
+  const int64_t group = geometry.group();
+  const int64_t most_keys = MostKeys(call);
+  const int64_t splits = Splits(parallel.threads, heads, most_keys);
+  const int64_t size = Partial::Size(group, geometry.head_size);
+  const std::unique_ptr<float[]> partials(new float[static_cast<size_t>(heads * splits * size)]);
+  const bool small = heads * group * geometry.head_size * most_keys < kMacsWorthThreads;
+
+  ParallelFor(small ? Parallel{} : parallel, heads * splits, [&](int64_t task) {
+    const int64_t head = task / splits;
+    const int64_t split = task % splits;
+    const OneQuery query(call, head / geometry.kv_heads, head % geometry.kv_heads);
+    const KeyRange visible = query.visible();
+    const int64_t per_split = (visible.size() + splits - 1) / splits;
+    const int64_t begin = visible.begin + split * per_split;
+    const Partial partial(partials.get() + task * size, group);
+    query.Run({begin, std::min(visible.end, begin + per_split)}, partial);
+    if (splits == 1) query.Write(partial);
+  });
+  if (splits == 1) return;
+  for (int64_t head = 0; head < heads; ++head) {
+    const OneQuery query(call, head / geometry.kv_heads, head % geometry.kv_heads);
+    const Partial whole(partials.get() + head * splits * size, group);
+    for (int64_t split = 1; split < splits; ++split) {
+      query.Merge(Partial(partials.get() + (head * splits + split) * size, group), whole);
+    }
+    query.Write(whole);
+  }
+}
+
+}  // namespace deltallm

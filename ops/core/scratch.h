@@ -1,0 +1,24 @@
+// Working memory of one task, kept per thread so that a decode step allocates nothing.
+#pragma once
+
+#include <cstdint>
+
+namespace deltallm {
+
+/// Hands out float rows from one thread-local block, one after the other. At most one lives on a thread at a time.
+class Scratch {
+ public:
+  /// `floats` is the sum of all later Take calls, each rounded up by RoundUp. Throws std::bad_alloc.
+  explicit Scratch(int64_t floats);
+
+  /// The next `count` floats, aligned to a cache line, with no particular content.
+  float* Take(int64_t count);
+
+  /// What Take(count) uses up.
+  static int64_t RoundUp(int64_t count) { return (count + 15) / 16 * 16; }
+
+ private:
+  float* next_;
+};
+
+}  // namespace deltallm

@@ -1,0 +1,79 @@
+// NEON, as every aarch64 processor has it.
+#include <arm_neon.h>
+
+#include "kernels/kernels.h"
+
+namespace deltallm {
+namespace {
+
+struct Vec {
+  using Float = float32x4_t;
+  static constexpr int64_t kLanes = 4;
+  static constexpr int kScoreHeads = 4;  // × 4 keys: 16 of the 32 registers
+  static constexpr int kSums = 16;       // accumulators: 2 heads × 8 vectors
+  static constexpr int kSumHeads = 2;
+  static constexpr int kPanelVectors = 4;  // × 6 rows: 24 accumulators
+
+  static Float Zero() { return vdupq_n_f32(0.0f); }
+  static Float Set(float x) { return vdupq_n_f32(x); }
+  static Float Load(const float* p) { return vld1q_f32(p); }
+  static Float LoadPart(const float* p, int64_t n) {
+    float whole[4] = {};
+    for (int64_t i = 0; i < n; ++i) whole[i] = p[i];
+    return vld1q_f32(whole);
+  }
+  static Float Load(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+  static Float LoadPart(const uint16_t* p, int64_t n) {
+    uint16_t whole[4] = {};
+    for (int64_t i = 0; i < n; ++i) whole[i] = p[i];
+    return Load(whole);
+  }
+  static void Store(float* p, Float x) { vst1q_f32(p, x); }
+  static void StorePart(float* p, Float x, int64_t n) {
+    float whole[4];
+    vst1q_f32(whole, x);
+    for (int64_t i = 0; i < n; ++i) p[i] = whole[i];
+  }
+  static void StoreHalf(uint16_t* p, Float x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
+  static void StoreHalfPart(uint16_t* p, Float x, int64_t n) {
+    uint16_t whole[4];
+    StoreHalf(whole, x);
+    for (int64_t i = 0; i < n; ++i) p[i] = whole[i];
+  }
+
+  static Float Add(Float a, Float b) { return vaddq_f32(a, b); }
+  static Float Subtract(Float a, Float b) { return vsubq_f32(a, b); }
+  static Float Multiply(Float a, Float b) { return vmulq_f32(a, b); }
+  static Float Divide(Float a, Float b) { return vdivq_f32(a, b); }
+  static Float MultiplyAdd(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
+  static Float SelectLess(Float a, Float b, Float yes, Float no) { return vbslq_f32(vcltq_f32(a, b), yes, no); }
+  static Float Round(Float x) { return vrndnq_f32(x); }
+  static Float TimesPowerOfTwo(Float x, Float n) {
+    const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+    return vmulq_f32(x, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+  }
+  static float Sum(Float x) { return vaddvq_f32(x); }
+  static float Maximum(Float x) { return vmaxvq_f32(x); }
+
+  static void StoreSums4(float* p, Float a, Float b, Float c, Float d) {
+    vst1q_f32(p, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
+  }
+
+  static void Transpose(Float (&r)[4]) {
+    const float32x4x2_t low = vtrnq_f32(r[0], r[1]);
+    const float32x4x2_t high = vtrnq_f32(r[2], r[3]);
+    r[0] = vcombine_f32(vget_low_f32(low.val[0]), vget_low_f32(high.val[0]));
+    r[1] = vcombine_f32(vget_low_f32(low.val[1]), vget_low_f32(high.val[1]));
+    r[2] = vcombine_f32(vget_high_f32(low.val[0]), vget_high_f32(high.val[0]));
+    r[3] = vcombine_f32(vget_high_f32(low.val[1]), vget_high_f32(high.val[1]));
+  }
+};
+
+#define DELTALLM_VECTOR_KERNELS_INSIDE
+#include "kernels/vector_kernels.h"
+
+}  // namespace
+
+const Kernels kNeonKernels = MakeKernels("neon");
+
+}  // namespace deltallm

@@ -1,0 +1,119 @@
+// The kernels in plain C++: what every other instruction set is tested against.
+#include <cmath>
+#include <limits>
+
+#include "kernels/half.h"
+#include "kernels/kernels.h"
+
+namespace deltallm {
+namespace {
+
+inline float Load(float x) { return x; }
+inline float Load(uint16_t x) { return HalfToFloat(x); }
+
+template <typename T>
+void ScoreRows(const float* query, int64_t query_stride, int64_t heads, RowsOf<T> key, int64_t rows, int64_t head_size,
+               float* scores, int64_t score_stride) {
+  for (int64_t j = 0; j < rows; ++j) {
+    const T* row = key.data + j * key.stride;
+    for (int64_t h = 0; h < heads; ++h) {
+      float sum = 0.0f;
+      for (int64_t c = 0; c < head_size; ++c) {
+        sum += query[h * query_stride + c] * Load(row[c]);
+      }
+      scores[h * score_stride + j] = sum;
+    }
+  }
+}
+
+template <typename T>
+void AddRows(const float* weights, int64_t weight_stride, int64_t heads, RowsOf<T> value, int64_t rows,
+             int64_t head_size, float* sum, int64_t sum_stride) {
+  for (int64_t j = 0; j < rows; ++j) {
+    const T* row = value.data + j * value.stride;
+    for (int64_t h = 0; h < heads; ++h) {
+      const float weight = weights[h * weight_stride + j];
+      for (int64_t c = 0; c < head_size; ++c) {
+        sum[h * sum_stride + c] += weight * Load(row[c]);
+      }
+    }
+  }
+}
+
+void Matmul(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c, int64_t c_stride, int64_t m,
+            int64_t n, int64_t k, bool accumulate) {
+  for (int64_t i = 0; i < m; ++i) {
+    float* c_row = c + i * c_stride;
+    if (!accumulate) {
+      for (int64_t j = 0; j < n; ++j) c_row[j] = 0.0f;
+    }
+    for (int64_t l = 0; l < k; ++l) {
+      const float factor = a[i * a_stride + l];
+      const float* b_row = b + l * b_stride;
+      for (int64_t j = 0; j < n; ++j) c_row[j] += factor * b_row[j];
+    }
+  }
+}
+
+template <typename T>
+void Transpose(RowsOf<T> rows, int64_t count, int64_t head_size, float* columns, int64_t column_stride) {
+  for (int64_t j = 0; j < count; ++j) {
+    for (int64_t c = 0; c < head_size; ++c) {
+      columns[c * column_stride + j] = Load(rows.data[j * rows.stride + c]);
+    }
+  }
+}
+
+float Maximum(const float* x, int64_t n) {
+  float largest = -std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < n; ++i) {
+    if (x[i] > largest) largest = x[i];
+  }
+  return largest;
+}
+
+float ExpAndSum(float* x, int64_t n, float offset) {
+  float sum = 0.0f;
+  for (int64_t i = 0; i < n; ++i) {
+    x[i] = std::exp(x[i] - offset);
+    sum += x[i];
+  }
+  return sum;
+}
+
+void Softcap(float* x, int64_t n, float cap) {
+  for (int64_t i = 0; i < n; ++i) x[i] = cap * std::tanh(x[i] / cap);
+}
+
+void Scale(float* x, int64_t n, float factor) {
+  for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
+void HalfToFloatRow(const uint16_t* x, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] = HalfToFloat(x[i]);
+}
+
+void FloatToHalfRow(const float* x, int64_t n, uint16_t* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] = FloatToHalf(x[i]);
+}
+
+}  // namespace
+
+const Kernels kScalarKernels = {
+    "scalar",
+    ScoreRows<float>,
+    ScoreRows<uint16_t>,
+    AddRows<float>,
+    AddRows<uint16_t>,
+    Matmul,
+    Transpose<float>,
+    Transpose<uint16_t>,
+    Maximum,
+    ExpAndSum,
+    Softcap,
+    Scale,
+    HalfToFloatRow,
+    FloatToHalfRow,
+};
+
+}  // namespace deltallm

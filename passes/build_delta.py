@@ -1,0 +1,218 @@
+"""Turn attention sites into `DeltaAttention` nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from deltallm_onnx.config import DeltaConfig
+from deltallm_onnx.passes import naming
+from deltallm_onnx.passes.functions.signature import INPUTS
+from deltallm_onnx.passes.layout import SWAP_HEADS_AND_TOKENS
+from deltallm_onnx.passes.site import AttentionSite
+
+
+class BuildDeltaAttentionPass(ir.passes.InPlacePass):
+    """Replace the node of every site.
+
+    Matched: the nodes of `AttentionSite`s, whichever matcher found them.
+
+    Replacement (three-axis tensors; a site with four axes gets the bracketed pair around each of them):
+
+        query ─[Transpose ▶ Reshape]─┐
+        key ───[Transpose ▶ Reshape]─┤                         ┌─[Reshape ▶ Transpose]─▶ output
+        value ─[Transpose ▶ Reshape]─┼─▶ ai.deltallm::DeltaAttention ─▶ present_key, present_value
+        past_key, past_value ────────┤                         └─▶ statistics.N (when asked for)
+        deltallm.threshold.N ────────┤
+        attention_mask ──────────────┘ (input 18, where the mask was proven to hold padding; other inputs as they are)
+
+    Names, types and shapes of the site's outputs stay as they are; nodes that only served the old mask are left behind
+    for the removal of unused nodes.
+    """
+
+    def __init__(self, sites: Sequence[AttentionSite], config: DeltaConfig, *, statistics: bool = False) -> None:
+        super().__init__()
+        self._sites = sites
+        self._config = config
+        self._statistics = statistics
+
+    def requires(self, model: ir.Model) -> None:
+        """Every site's node is in the main graph."""
+        for site in self._sites:
+            if site.node.graph is not model.graph:
+                raise ir.passes.PreconditionError(f"Layer {site.layer} is not in this graph.")
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replace the nodes one by one."""
+        for site in self._sites:
+            delta = _delta_node(model.graph, site, self._config, self._statistics)
+            _take_over(model.graph, site, delta)
+        model.opset_imports[naming.DOMAIN] = naming.DOMAIN_VERSION
+        return ir.passes.PassResult(model, modified=bool(self._sites))
+
+    def ensures(self, model: ir.Model) -> None:
+        """None of the replaced nodes is left."""
+        left = [site.layer for site in self._sites if site.node.graph is model.graph]
+        if left:
+            raise ir.passes.PostconditionError(f"Layers {left} still hold their old nodes.")
+
+
+def delta_attributes(site: AttentionSite, config: DeltaConfig) -> dict[str, int | float | str]:
+    """The attributes of DeltaAttention for one layer, all of them, in the order of docs/spec.md section 7."""
+    return {
+        "num_heads": site.num_heads,
+        "kv_num_heads": site.kv_num_heads,
+        "scale": site.scale,
+        "softcap": site.softcap,
+        "local_window_size": -1 if site.mask.sliding_window is None else site.mask.sliding_window,
+        "do_rotary": int(site.rotary is not None),
+        "rotary_interleaved": int(site.rotary is not None and site.rotary.interleaved),
+        "delta_window": config.window,
+        "sinks": config.sinks,
+        "granularity": config.granularity,
+        "row_rule": config.row_rule,
+        "refresh": config.refresh,
+        "v_skip": config.v_skip,
+        "prefill": config.prefill,
+        "cache_format": config.cache_format,
+    }
+
+
+def _delta_node(graph: ir.Graph, site: AttentionSite, config: DeltaConfig, statistics: bool) -> ir.Node:
+    """Insert the operator and what brings its inputs into shape, before the site's node."""
+    query, key, value = (
+        _flat(graph, site, what, tensor, heads)
+        for what, tensor, heads in (
+            ("query", site.query, site.num_heads),
+            ("key", site.key, site.kv_num_heads),
+            ("value", site.value, site.kv_num_heads),
+        )
+    )
+    inputs: dict[str, ir.Value | None] = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "past_key": site.past_key,
+        "past_value": site.past_value,
+        "attention_bias": site.attention_bias,
+        "head_sink": site.head_sink,
+        "threshold": _threshold(graph, site, config),
+        "attention_mask": _int64_mask(graph, site),
+    }
+    if site.lengths is not None:
+        inputs |= {"seqlens_k": site.lengths.last_index, "total_sequence_length": site.lengths.total}
+    if site.rotary is not None:
+        rotary = site.rotary
+        inputs |= {"cos_cache": rotary.cos, "sin_cache": rotary.sin, "position_ids": rotary.position_ids}
+    last = max(INPUTS.index(name) for name, value in inputs.items() if value is not None)
+    delta = ir.node(
+        naming.DELTA_ATTENTION,
+        [inputs.get(name) for name in INPUTS[: last + 1]],
+        delta_attributes(site, config),
+        domain=naming.DOMAIN,
+        num_outputs=4 if statistics else 3,
+        name=naming.delta_node_name(site.node, site.layer),
+    )
+    delta.metadata_props.update(site.node.metadata_props)
+    graph.insert_before(site.node, delta)
+    if statistics:
+        counts = delta.outputs[naming.STATISTICS]
+        counts.name = naming.statistics_name(site.layer)
+        counts.dtype, counts.shape = ir.DataType.INT64, ir.Shape([site.kv_num_heads, 8])
+        graph.outputs.append(counts)
+    return delta
+
+
+def _take_over(graph: ir.Graph, site: AttentionSite, delta: ir.Node) -> None:
+    """Give the new node's outputs the names and uses of the old one's, and remove the old node."""
+    output = delta.outputs[naming.OUTPUT]
+    output.type = site.output.type
+    if site.heads_first:
+        output.name = f"{delta.name}_output"
+        output.shape = _flat_shape(site.output, site.num_heads * site.head_size)
+        output = _by_head(graph, site, output)
+    pairs = (
+        (site.output, output),
+        (site.present_key, delta.outputs[naming.PRESENT_KEY]),
+        (site.present_value, delta.outputs[naming.PRESENT_VALUE]),
+    )
+    for old, new in pairs:
+        new.type, new.shape = old.type, old.shape
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        new.name, old.name = old.name, None
+    graph.remove(site.node, safe=True)
+
+
+def _flat(graph: ir.Graph, site: AttentionSite, what: str, tensor: ir.Value | None, heads: int) -> ir.Value | None:
+    """[B,H,S,D] → [B,S,H·D]; a tensor that is flat already, or absent, is returned as it is."""
+    if not site.heads_first or tensor is None:
+        return tensor
+    width = heads * site.head_size
+    swapped = _before(graph, site, what, "Transpose", [tensor], perm=SWAP_HEADS_AND_TOKENS)
+    target = _shape_constant(graph, f"deltallm.flat.{width}", [0, 0, width])
+    flat = _before(graph, site, what, "Reshape", [swapped, target])
+    swapped.shape, flat.shape = _swapped_shape(tensor), _flat_shape(tensor, width)
+    swapped.type = flat.type = tensor.type
+    return flat
+
+
+def _by_head(graph: ir.Graph, site: AttentionSite, output: ir.Value) -> ir.Value:
+    """[B,S,Hq·D] → [B,Hq,S,D]."""
+    heads, size = site.num_heads, site.head_size
+    target = _shape_constant(graph, f"deltallm.heads.{heads}.{size}", [0, 0, heads, size])
+    split = _before(graph, site, "output", "Reshape", [output, target])
+    split.type, split.shape = output.type, _swapped_shape(site.output)
+    return _before(graph, site, "output", "Transpose", [split], perm=SWAP_HEADS_AND_TOKENS)
+
+
+def _swapped_shape(tensor: ir.Value) -> ir.Shape | None:
+    if tensor.shape is None:
+        return None
+    batch, heads, tokens, size = tensor.shape.dims
+    return ir.Shape([batch, tokens, heads, size])
+
+
+def _flat_shape(tensor: ir.Value, width: int) -> ir.Shape | None:
+    return None if tensor.shape is None else ir.Shape([tensor.shape[0], tensor.shape[2], width])
+
+
+def _before(
+    graph: ir.Graph, site: AttentionSite, what: str, op: str, inputs: Sequence[ir.Value], **attributes: int | list[int]
+) -> ir.Value:
+    """Insert a node that changes one input or output of the operator, and name it after both."""
+    node = ir.node(op, inputs, attributes, name=f"{naming.delta_node_name(site.node, site.layer)}/{what}/{op}")
+    node.outputs[0].name = f"{node.name}_output"
+    graph.insert_before(site.node, node)
+    return node.outputs[0]
+
+
+def _threshold(graph: ir.Graph, site: AttentionSite, config: DeltaConfig) -> ir.Value:
+    theta = np.full(site.kv_num_heads, config.threshold, np.float32)
+    return _constant(graph, naming.threshold_name(site.layer), theta)
+
+
+def _shape_constant(graph: ir.Graph, name: str, shape: list[int]) -> ir.Value:
+    """One initializer per distinct target shape, shared by all layers."""
+    return graph.initializers.get(name) or _constant(graph, name, np.array(shape, np.int64))
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
+    graph.register_initializer(value)
+    return value
+
+
+def _int64_mask(graph: ir.Graph, site: AttentionSite) -> ir.Value | None:
+    """The padding mask in the operator's type; one cast serves all layers."""
+    padding = site.mask.padding
+    if padding is None or padding.dtype is ir.DataType.INT64:
+        return padding
+    for user, _ in padding.uses():
+        if user.op_type == "Cast" and user.attributes["to"].as_int() == ir.DataType.INT64:
+            return user.outputs[0]
+    mask = _before(graph, site, "attention_mask", "Cast", [padding], to=int(ir.DataType.INT64))
+    mask.dtype, mask.shape = ir.DataType.INT64, padding.shape
+    return mask

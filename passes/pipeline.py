@@ -1,0 +1,172 @@
+"""The passes in order, and the rule that a model is rewritten whole or not at all."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass, ShapeInferencePass
+
+import deltallm_onnx
+from deltallm_onnx.config import DeltaConfig
+from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.passes import naming
+from deltallm_onnx.passes.attach_functions import AttachFunctionsPass
+from deltallm_onnx.passes.build_delta import BuildDeltaAttentionPass
+from deltallm_onnx.passes.check_model import CheckModelPass
+from deltallm_onnx.passes.fold_layout import FoldLayoutPass
+from deltallm_onnx.passes.fold_rotary import FoldRotaryPass
+from deltallm_onnx.passes.match import attention_nodes, find_layers
+from deltallm_onnx.passes.onnx_checker import check_onnx
+from deltallm_onnx.passes.report import RewriteReport
+from deltallm_onnx.passes.retype_caches import RetypeCachesPass
+from deltallm_onnx.passes.site import AttentionSite, Declined
+from deltallm_onnx.passes.unfuse import UnfusePass
+from deltallm_onnx.passes.write_metadata import PREFIX, VERSION, WriteMetadataPass
+
+#: How many refused layers a message lists before it counts the rest.
+_LISTED = 3
+
+
+def rewrite_model(
+    model: ir.Model,
+    config: DeltaConfig,
+    *,
+    unfused: bool = False,
+    statistics: bool = False,
+    allow_partial: bool = False,
+    source_sha256: str | None = None,
+) -> RewriteReport:
+    """Replace every attention layer of a model by delta attention, in place.
+
+    Nothing is changed before every layer has been matched, so a refusal leaves the model as it was.
+
+    Args:
+        model: holds standard `Attention` nodes with caches, as `deltallm_onnx.export` writes them, or
+            `com.microsoft.GroupQueryAttention`, as onnxruntime-genai does. Weights may be external; none is read.
+        config: written to the threshold initializers and the attributes of every layer.
+        unfused: write each layer as DeltaThreshold and HybridWindowAttention instead of DeltaAttention.
+        statistics: add an output `statistics.N` int64 [Hkv, 8] per layer (docs/spec.md section 6).
+        allow_partial: leave layers that are not understood dense instead of refusing the model.
+        source_sha256: of the source file in hex, for the metadata; None where there is no file.
+
+    Raises:
+        DeltaLLMError: where the model has no attention, was rewritten before, or has a layer that is not understood.
+    """
+    _refuse_rewritten(model)
+    _refuse_invalid(model)
+    _infer_missing_shapes(model)
+    found = find_layers(model)
+    sites = [entry for entry in found if isinstance(entry, AttentionSite)]
+    declined = tuple(entry for entry in found if isinstance(entry, Declined))
+    _refuse(model, sites, declined, allow_partial=allow_partial)
+    _refuse_mixed(sites)
+    layers = f"{len(sites)}/{len(found)} attention layers"
+    lines = [f"{layers} rewritten"]
+    lines += [f"layer {d.layer} ({d.node}) left dense: {d.reason}" for d in declined]
+    before = len(model.graph)
+    BuildDeltaAttentionPass(sites, config, statistics=statistics)(model)
+    FoldRotaryPass()(model)
+    FoldLayoutPass()(model)
+    RetypeCachesPass()(model)
+    lines.append(f"keys and values of {len(sites)} layers cached as {config.cache_format}")
+    RemoveUnusedNodesPass()(model)
+    removed = before - len(model.graph)
+    lines.append(f"{before} nodes before, {len(model.graph)} after")
+    (UnfusePass() if unfused else AttachFunctionsPass())(model)
+    lines.append(f"{len(model.functions)} fallback functions attached")
+    WriteMetadataPass(deltallm_onnx.__version__, config, len(sites), source_sha256)(model)
+    RemoveUnusedOpsetsPass()(model)
+    CheckModelPass(len(sites))(model)
+    lines.append("checked")
+    return RewriteReport(len(found), len(sites), declined, removed, tuple(lines))
+
+
+def _refuse_rewritten(model: ir.Model) -> None:
+    """A second rewrite would code keys that are coded already."""
+    version = model.metadata_props.get(VERSION)
+    if version is not None:
+        raise DeltaLLMError(
+            f"The model was already rewritten by deltallm-onnx {version}: rewrite the dense model it was made from."
+        )
+    domains = {node.domain for node in ir.traversal.RecursiveGraphIterator(model.graph)}
+    domains |= {function.domain for function in model.functions.values()}
+    taken = [name for name in model.graph.initializers if name.startswith(PREFIX)]
+    if naming.DOMAIN in domains or taken:
+        what = f"the initializer {taken[0]!r}" if taken else f"operators of the domain {naming.DOMAIN}"
+        raise DeltaLLMError(f"The model already holds {what}: rewrite the dense model it was made from.")
+
+
+def _refuse_invalid(model: ir.Model) -> None:
+    """What the checker says of the model before the passes is the file's fault, what it says after them is ours."""
+    try:
+        check_onnx(model)
+    except Exception as error:
+        # The checker raises its own error, but serialising a malformed graph for it can raise others.
+        reason = " ".join(str(error).split())[:300]
+        raise DeltaLLMError(f"The model is not valid ONNX ({reason}): export it again.") from error
+
+
+def _infer_missing_shapes(model: ir.Model) -> None:
+    """Heads and sizes are read from shapes; exporters that leave them out get them from ONNX shape inference."""
+    values = [v for node in attention_nodes(model) for v in node.inputs[:3] if v is not None]
+    if any(value.shape is None or value.dtype is None for value in values):
+        ShapeInferencePass()(model)
+
+
+def _refuse(
+    model: ir.Model, sites: list[AttentionSite], declined: tuple[Declined, ...], *, allow_partial: bool
+) -> None:
+    if not sites and not declined:
+        raise DeltaLLMError(
+            f"The model has no standard Attention node and no GroupQueryAttention ({_what_it_has(model)}): "
+            f"{_EXPORT_HINT}."
+        )
+    if declined and not (allow_partial and sites):
+        listed = "; ".join(f"layer {d.layer}, node {d.node!r}: {d.reason}" for d in declined[:_LISTED])
+        more = f"; and {len(declined) - _LISTED} more" if len(declined) > _LISTED else ""
+        total = len(sites) + len(declined)
+        hint = "; allow_partial (--allow-partial) leaves them dense" if sites else ""
+        raise DeltaLLMError(f"{len(declined)} of {total} attention layers are not understood{hint}: {listed}{more}.")
+
+
+def _refuse_mixed(sites: list[AttentionSite]) -> None:
+    """One fallback function serves all layers, and a function cannot ask which inputs its caller passes."""
+    first = sites[0]
+    for site in sites[1:]:
+        differing = sorted(_optional_inputs(first) ^ _optional_inputs(site))
+        if differing:
+            raise DeltaLLMError(
+                f"Layers {first.layer} and {site.layer} differ in whether they have {', '.join(differing)}: "
+                "export the model with one kind of attention for all layers."
+            )
+
+
+def _optional_inputs(site: AttentionSite) -> set[str]:
+    optional = {
+        "a padding mask": site.mask.padding,
+        "lengths per row": site.lengths,
+        "a key of its own": site.key,
+        "a rotary embedding": site.rotary,
+        "position ids": site.rotary and site.rotary.position_ids,
+        "interleaved channels": (site.rotary and site.rotary.interleaved) or None,
+        "an attention bias": site.attention_bias,
+        "a head sink": site.head_sink,
+    }
+    return {name for name, value in optional.items() if value is not None}
+
+
+_EXPORT_HINT = "export it from its Hugging Face directory with 'deltallm-onnx convert'"
+
+
+def _what_it_has(model: ir.Model) -> str:
+    """The attention operators of other kinds, or that there are none."""
+    counts = Counter(
+        f"{node.domain}.{node.op_type}"
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        if node.domain not in ("", "ai.onnx") and "Attention" in node.op_type
+    )
+    if counts:
+        return ", ".join(f"it has {count} {name}" for name, count in sorted(counts.items()))
+    softmax = sum(node.op_type == "Softmax" for node in ir.traversal.RecursiveGraphIterator(model.graph))
+    return f"it has {softmax} Softmax nodes, so its attention may be decomposed" if softmax else "and no Softmax either"

@@ -1,0 +1,47 @@
+"""Give the caches of `DeltaAttention` the element type of their format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from deltallm_onnx.passes import naming
+from deltallm_onnx.passes.functions.delta_attention import CACHE_TYPES
+
+
+class RetypeCachesPass(ir.passes.InPlacePass):
+    """Set the type of past and present caches, keeping their shapes, symbolic dimensions included.
+
+    Matched:        past_key_values.N.* (graph input)  ─▶ DeltaAttention(cache_format) ─▶ present.N.* (graph output)
+    Replacement:    the same, of the type that cache_format names.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Retype the four caches of every DeltaAttention node."""
+        modified = False
+        for value, dtype in _caches(model):
+            modified = modified or value.dtype is not dtype
+            value.dtype = dtype
+        return ir.passes.PassResult(model, modified=modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Nothing but shapes is read from a cache outside its own layer, so no reader meets the new type unprepared."""
+        for value, _ in _caches(model):
+            readers = {(user.domain, user.op_type) for user, _ in value.uses()}
+            strangers = readers - {("", "Shape"), (naming.DOMAIN, naming.DELTA_ATTENTION)}
+            if strangers:
+                raise ir.passes.PostconditionError(f"The cache {value.name!r} is read by {sorted(strangers)}.")
+
+
+def _caches(model: ir.Model) -> Iterator[tuple[ir.Value, ir.DataType]]:
+    for node in naming.delta_nodes(model):
+        dtype = CACHE_TYPES[node.attributes["cache_format"].as_string()]
+        for value in (
+            node.inputs[naming.PAST_KEY],
+            node.inputs[naming.PAST_VALUE],
+            node.outputs[naming.PRESENT_KEY],
+            node.outputs[naming.PRESENT_VALUE],
+        ):
+            if value is not None:
+                yield value, dtype

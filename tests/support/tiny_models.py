@@ -1,0 +1,152 @@
+"""Tiny random models of many architectures, in Hugging Face form and exported.
+
+Every dimension of a configuration differs from every other, so that none can stand in for another unseen: vocabulary,
+hidden, intermediate and head sizes, layers, heads, key/value heads, windows, positions. Weights are scaled so that
+logits have a standard deviation near 1 and attention is far from uniform.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from deltallm_onnx.export import export_model
+from deltallm_onnx.export.quiet import quiet
+
+#: Sizes most architectures share; head_dim 10 is not hidden_size / heads (8). One group has three query heads.
+_SIZES: dict[str, Any] = {
+    "vocab_size": 83,
+    "hidden_size": 48,
+    "intermediate_size": 97,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 130,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_HEAD = {"head_dim": 10}
+_THREE_LAYERS = {"num_hidden_layers": 3}
+_MIXED = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], **_THREE_LAYERS}
+
+
+def _without(*names: str) -> dict[str, Any]:
+    return {name: value for name, value in _SIZES.items() if name not in names}
+
+
+def _config(name: str, **sizes: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        return transformers.CONFIG_MAPPING[name](**sizes)
+
+    return make
+
+
+#: Architecture → maker of its tiny transformers configuration.
+ARCHITECTURES: dict[str, Callable[[], Any]] = {
+    "llama": _config("llama", **_SIZES, **_HEAD),
+    "qwen2": _config("qwen2", **_SIZES),
+    "qwen3": _config("qwen3", **_SIZES, **_HEAD),
+    "phi3": _config("phi3", **_SIZES, sliding_window=9),
+    "gemma": _config("gemma", **_SIZES, **_HEAD),
+    "gemma2": _config("gemma2", **{**_SIZES, **_MIXED}, **_HEAD, sliding_window=7, query_pre_attn_scalar=12,
+                      attn_logit_softcapping=2.0, final_logit_softcapping=5.0),
+    "gemma3_text": _config("gemma3_text", **{**_SIZES, **_MIXED}, **_HEAD, sliding_window=7, query_pre_attn_scalar=12),
+    "mistral": _config("mistral", **_SIZES, **_HEAD, sliding_window=9),
+    "gpt2": _config("gpt2", vocab_size=83, n_embd=48, n_layer=2, n_head=6, n_inner=97, n_positions=130,
+                    pad_token_id=0, bos_token_id=1, eos_token_id=2),
+    "bitnet": _config("bitnet", **_SIZES),
+    "smollm3": _config("smollm3", **{**_SIZES, **_THREE_LAYERS}, no_rope_layers=[1, 0, 1]),
+    "olmo2": _config("olmo2", **_SIZES),
+    "cohere2": _config("cohere2", **{**_SIZES, **_MIXED}, **_HEAD, sliding_window=7, logit_scale=0.7),
+    "gpt_bigcode": _config("gpt_bigcode", vocab_size=83, n_embd=48, n_layer=2, n_head=6, n_inner=97, n_positions=130,
+                           pad_token_id=0, bos_token_id=1, eos_token_id=2),
+    "gpt_neox": _config("gpt_neox", **_without("num_key_value_heads"), rotary_pct=0.5),
+    "granite": _config("granite", **_SIZES, **_HEAD, attention_multiplier=0.2, residual_multiplier=0.6),
+    "mixtral": _config("mixtral", **_SIZES, **_HEAD, num_local_experts=4, num_experts_per_tok=3),
+    "opt": _config("opt", vocab_size=83, hidden_size=48, word_embed_proj_dim=48, ffn_dim=97, num_hidden_layers=2,
+                   num_attention_heads=6, max_position_embeddings=130, pad_token_id=0, bos_token_id=1, eos_token_id=2),
+    "stablelm": _config("stablelm", **_SIZES, partial_rotary_factor=0.5),
+    "starcoder2": _config("starcoder2", **_SIZES, sliding_window=9),
+    # short and long factors change places at 16 tokens, inside the scenarios of support.hf_reference
+    "phi3_longrope": _config("phi3", **_SIZES, original_max_position_embeddings=16,
+                             rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0,
+                                              "short_factor": [1.1] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}),
+}  # fmt: skip
+
+
+def save_tiny(name: str, directory: Path, seed: int = 0) -> None:
+    """Write config.json and model.safetensors of a tiny random model.
+
+    Args:
+        name: a key of `ARCHITECTURES`.
+        directory: where to; made if missing.
+        seed: of the weights.
+    """
+    save_config(ARCHITECTURES[name](), directory, seed)
+
+
+def save_config(config: Any, directory: Path, seed: int = 0) -> None:
+    """The same for any transformers configuration."""
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.set_experts_implementation("eager")  # the default kernel wants sizes in multiples of 4
+        _scale_weights(model)
+        model.save_pretrained(directory)
+
+
+def _scale_weights(model: Any) -> None:
+    """Weights that make every part matter; the embedding sets the size of the logits where it is tied."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            # norms near 1 (or near 0 where the model adds 1), biases near 0: spread either
+            torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.3)
+        elif "embed" in name or "wte" in name:
+            torch.nn.init.normal_(parameter, std=1.0)
+        else:
+            # twice the variance-keeping scale makes attention far from uniform
+            torch.nn.init.normal_(parameter, std=2.0 * parameter.shape[-1] ** -0.5)
+    with torch.no_grad():
+        ids = torch.arange(24).reshape(2, 12) * 7 % model.get_input_embeddings().num_embeddings
+        for _ in range(2):  # final softcaps make the first step fall short
+            head = model.get_output_embeddings()
+            size = float(model(ids).logits.std())
+            head.weight.mul_(min(max(1.0 / size, 0.02), 50.0))
+
+
+def exported(name: str, cache_directory: Path, seed: int = 0) -> Path:
+    """The dense ONNX of a tiny model, exported at most once per cache directory; its model lies in `model` beside it.
+
+    Args:
+        name: a key of `ARCHITECTURES`.
+        cache_directory: shared by whoever may share exports, see `shared_directory`.
+        seed: of the weights.
+
+    Returns:
+        `<cache_directory>/<name>-<seed>/dense.onnx`.
+    """
+    folder = cache_directory / f"{name}-{seed}"
+    if not folder.exists():
+        scratch = Path(tempfile.mkdtemp(dir=cache_directory))
+        save_tiny(name, scratch / "model", seed)
+        export_model(scratch / "model", scratch / "dense.onnx")
+        try:
+            scratch.rename(folder)
+        except OSError:  # another worker was faster
+            shutil.rmtree(scratch)
+    return folder / "dense.onnx"
+
+
+def shared_directory(tmp_path_factory: Any) -> Path:
+    """One directory for all pytest-xdist workers of a test session."""
+    base: Path = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "popen-gw" in base.name else base) / "tiny-exports"
+    shared.mkdir(exist_ok=True)
+    return shared
