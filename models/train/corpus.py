@@ -15,6 +15,7 @@ from errors import UserError
 
 SPLITS = ("train", "validation", "calibration")
 MANIFEST = Path(__file__).with_name("MANIFEST.tsv")
+EXCERPT_SEPARATOR = "\n\n\n"  # no book holds three line breaks in a row
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator(texts, trainer)
     found = tokenizer.get_vocab_size()
     if found != vocab_size:
-        raise UserError(f"the text yields only {found} of {vocab_size} entries; give more text or a smaller --vocab-size")
+        raise UserError(f"the text yields only {found} of {vocab_size} entries; give more text or ask for fewer")
     return tokenizer
 
 
@@ -55,6 +55,7 @@ def encode_books(tokenizer: Tokenizer, texts: Iterator[str]) -> npt.NDArray[np.u
 
 
 def main() -> None:
+    """Read the command line and run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--books", type=Path, required=True, help="folder with one .txt per manifest row")
     parser.add_argument("--out", type=Path, required=True, help="run folder, outside the repository")
