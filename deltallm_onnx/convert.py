@@ -188,7 +188,9 @@ def convert(
         rewritten.replace(exported.path)
         names = _listing(folder, out_path.name)
     files = [out_path.parent / name for name in names]
-    return ConvertReport.of(files, config, report, notes=exported.notes, begin=begin)
+    size, peak = 4 * exported.parameters / 1e9, exported.peak_rss_bytes / 1e9
+    memory = f"peak memory of the export: {peak:.2f} GB for {size:.2f} GB of float32 weights"
+    return ConvertReport.of(files, config, report, notes=(memory, *exported.notes), begin=begin)
 
 
 def _rewrite_folder(source: Path, out: Path, options: _Options, say: Progress) -> ConvertReport:

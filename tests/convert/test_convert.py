@@ -40,6 +40,7 @@ def test_whole_path(dense: Path, tmp_path: Path) -> None:
     assert report.rewrite.lines[0] == "2/2 attention layers rewritten"
     assert report.bytes_written == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert "Rewriting" in steps
+    assert "peak memory of the export: " in str(report)
     assert json.loads(json.dumps(report.to_dict()))["config"] == CONFIG.to_dict()
     genai = json.loads((tmp_path / "genai_config.json").read_text())
     assert genai["model"]["decoder"]["filename"] == "dense.onnx"
@@ -57,7 +58,7 @@ def test_a_failure_after_the_export_leaves_nothing(
     def export(_: Path, out: Path, **__: object) -> SimpleNamespace:
         for suffix in ("", ".data"):
             shutil.copyfile(f"{dense}{suffix}", out.with_name(f"dense.onnx{suffix}"))
-        return SimpleNamespace(path=out.with_name("dense.onnx"), notes=())
+        return SimpleNamespace(path=out.with_name("dense.onnx"), notes=(), parameters=5, peak_rss_bytes=7)
 
     def refuse(*_: object, **__: object) -> None:
         raise DeltaLLMError("refused on purpose")
