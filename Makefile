@@ -1,6 +1,6 @@
 # make demo — set everything up, convert the bundled model, run it dense and with delta attention, print the difference.
 # make test — set everything up, run every check and test.
-# Needs Python >= 3.10 with venv, g++, cmake and make; everything else is fetched into .venv and build/.
+# Needs Python >= 3.11 with venv, g++, cmake and make; everything else is fetched into .venv and build/.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ ORT_HEADERS ?= build/ort-headers
 setup: $(VENV)/.ready
 
 $(VENV)/.python: constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is too old: Python 3.10 or newer is needed; set PYTHON=..."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11 or newer is needed; set PYTHON=..."; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { echo "Cannot make a virtual environment: install python3-venv (Debian: apt install python3-venv)."; exit 2; }
 	touch $@
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from deltallm_onnx.cli.conversion import run_conversion
 from deltallm_onnx.cli.delta_options import DeltaOptions, takes_delta_options
-from deltallm_onnx.cli.output import print_json, status
 from deltallm_onnx.runtime.side_files import context_length
 
 
@@ -25,17 +25,4 @@ def convert_command(
     config = options.resolve(context_length(Path(model)))
     from deltallm_onnx.convert import convert  # noqa: PLC0415  # lazily: torch takes seconds to import
 
-    with status(f"Converting {model} …") as show:
-        report = convert(
-            model,
-            out,
-            config,
-            unfused=options.unfused,
-            statistics=options.statistics,
-            allow_partial=options.allow_partial,
-            progress=show,
-        )
-    if options.json_output:
-        print_json(report.to_dict())
-    else:
-        print(report)
+    run_conversion(convert, "Converting", model, out, config=config, options=options)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from deltallm_onnx.cli.conversion import run_conversion
 from deltallm_onnx.cli.delta_options import DeltaOptions, takes_delta_options
-from deltallm_onnx.cli.output import print_json, status
 from deltallm_onnx.runtime.side_files import context_length
 
 
@@ -23,17 +23,4 @@ def rewrite_command(
     config = options.resolve(context_length(model if model.is_dir() else model.parent))
     from deltallm_onnx.convert import rewrite  # noqa: PLC0415  # lazily: the other commands start without it
 
-    with status(f"Rewriting {model} …") as show:
-        report = rewrite(
-            model,
-            out,
-            config,
-            unfused=options.unfused,
-            statistics=options.statistics,
-            allow_partial=options.allow_partial,
-            progress=show,
-        )
-    if options.json_output:
-        print_json(report.to_dict())
-    else:
-        print(report)
+    run_conversion(rewrite, "Rewriting", model, out, config=config, options=options)

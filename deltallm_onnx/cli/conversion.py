@@ -1,0 +1,52 @@
+"""What `convert` and `rewrite` share once the configuration stands: run, with a line of progress, and report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltallm_onnx.cli.delta_options import DeltaOptions
+from deltallm_onnx.cli.output import print_json, status
+from deltallm_onnx.config import DeltaConfig
+
+if TYPE_CHECKING:  # importing it for real takes as long as the passes do
+    from deltallm_onnx.convert import ConvertReport
+
+
+def run_conversion(
+    action: Callable[..., ConvertReport],
+    doing: str,
+    model: str | Path,
+    out: Path,
+    *,
+    config: DeltaConfig,
+    options: DeltaOptions,
+) -> None:
+    """Call `deltallm_onnx.convert` or `rewrite`, and print its report.
+
+    Args:
+        action: one of the two; both take the same arguments.
+        doing: what the progress line says, such as "Converting".
+        model: the source.
+        out: the target.
+        config: settings of delta attention.
+        options: the command's other options.
+
+    Raises:
+        DeltaLLMError: as `action` does.
+    """
+    with status(f"{doing} {model} …") as show:
+        report = action(
+            model,
+            out,
+            config,
+            unfused=options.unfused,
+            statistics=options.statistics,
+            allow_partial=options.allow_partial,
+            progress=show,
+        )
+    if options.json_output:
+        print_json(report.to_dict())
+    else:
+        print(report)
