@@ -41,11 +41,14 @@ ops-test: setup
 	cmake --build build/ops-test -j 2
 	ctest --test-dir build/ops-test --output-on-failure
 
-# The op's tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The op's tests under AddressSanitizer and UndefinedBehaviorSanitizer, concurrent calls under ThreadSanitizer.
 sanitize: setup
 	ONNXRUNTIME_INCLUDE_DIR="$$(cat $(ORT_HEADERS)/.ready)" cmake -S ops -B build/ops-sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDELTALLM_BUILD_TESTS=ON -DDELTALLM_SANITIZE=ON
 	cmake --build build/ops-sanitize -j 2
 	ctest --test-dir build/ops-sanitize --output-on-failure
+	ONNXRUNTIME_INCLUDE_DIR="$$(cat $(ORT_HEADERS)/.ready)" cmake -S ops -B build/ops-threads -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDELTALLM_BUILD_TESTS=ON -DDELTALLM_SANITIZE_THREADS=ON
+	cmake --build build/ops-threads -j 2 --target deltallm_tests
+	ctest --test-dir build/ops-threads --output-on-failure -R concurrent
 
 test: lint ops-test sanitize
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -13,7 +13,17 @@ from deltallm_onnx.errors import DeltaLLMError
 Granularity = Literal["element", "row"]
 RowRule = Literal["relative", "absolute"]
 Prefill = Literal["exact", "delta"]
-CacheFormat = Literal["float32", "float16"]
+PrefillCompute = Literal["float32", "bfloat16", "int8"]
+FloatFormat = Literal["float32", "float16"]
+#: Cache tensors uint8 [batch, KV heads, capacity, bytes_per_token] (docs/cache-format.md).
+PackedFormat = Literal["int8", "int4"]
+CacheFormat = Literal[FloatFormat, PackedFormat]
+
+#: Storage of keys and values where nothing is said.
+DEFAULT_CACHE_FORMAT: CacheFormat = "int8"
+
+#: sinks + window of a packed cache is at least this: its header lies in the first slots.
+PACKED_MINIMUM_EXACT = 8
 
 #: Share of the context that profile "paper" keeps exact (docs/spec.md section 3).
 PAPER_WINDOW_FRACTION = 0.05
@@ -33,7 +43,9 @@ class DeltaConfig:
         refresh: restart the reference every so many tokens; 0 = never.
         v_skip: ε in [0, 1): values with probability below ε·max may be left out.
         prefill: "exact" = only decode reads held keys, "delta" = prefill too (the paper).
-        cache_format: storage of keys and values.
+        cache_format: storage of keys and values. "int8" and "int4" need sinks + window ≥ 8.
+        prefill_compute: arithmetic of calls with several queries: "float32", "bfloat16" products summed in float32, or
+            "int8" for q·k beside bfloat16 for the values.
 
     Raises:
         DeltaLLMError: for a value outside its range, naming the field, the value and the range.
@@ -47,7 +59,8 @@ class DeltaConfig:
     refresh: int = 0
     v_skip: float = 0.0
     prefill: Prefill = "exact"
-    cache_format: CacheFormat = "float16"
+    cache_format: CacheFormat = DEFAULT_CACHE_FORMAT
+    prefill_compute: PrefillCompute = "float32"
 
     def __post_init__(self) -> None:
         for name in ("threshold", "v_skip"):
@@ -67,6 +80,12 @@ class DeltaConfig:
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed:
                 raise DeltaLLMError(f"{name} is {value!r}: choose one of {', '.join(allowed)}.")
+        exact = self.sinks + self.window
+        if self.cache_format in get_args(PackedFormat) and exact < PACKED_MINIMUM_EXACT:
+            raise DeltaLLMError(
+                f"sinks + window is {exact}: cache_format {self.cache_format} keeps at least {PACKED_MINIMUM_EXACT} "
+                "tokens exact; raise one of them."
+            )
 
     def replace(self, **changes: Any) -> DeltaConfig:
         """A copy with some fields changed; None means unchanged."""
@@ -119,6 +138,7 @@ _CHOICES: dict[str, Any] = {
     "row_rule": RowRule,
     "prefill": Prefill,
     "cache_format": CacheFormat,
+    "prefill_compute": PrefillCompute,
 }
 
 PROFILE_NAMES = ("paper", "balanced", "exact")

@@ -14,14 +14,27 @@ from deltallm_onnx.config import DeltaConfig
 from deltallm_onnx.dense_model import DenseModel, open_dense_model, quiet, refuse_external_attributes
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.export.output import check_writable, staged
-from deltallm_onnx.model_folder import GENAI_CONFIG, check_new_folder, copy_side_files, find_model
-from deltallm_onnx.passes import RewriteReport, rewrite_model
+from deltallm_onnx.model_folder import (
+    GENAI_CONFIG,
+    check_new_folder,
+    copy_side_files,
+    find_model,
+    set_genai_cache_row,
+)
+from deltallm_onnx.packed_sizes import PACKED_FORMATS
+from deltallm_onnx.passes import RewriteReport, naming, rewrite_model
 
 # The library is not put there by us: the folder may be meant for a machine of another kind.
 _GENAI_NOTE = (
     "onnxruntime-genai runs the slow fallback until the operator library lies beside the model and genai_config.json "
     "names it as model.decoder.session_options.custom_ops_library."
 )
+
+_GENAI_NOTES = {
+    "int8": "onnxruntime-genai needs the operator library beside the model, named in genai_config.json as "
+    "model.decoder.session_options.custom_ops_library.",
+    "int4": "onnxruntime-genai cannot allocate int4 caches, which need more rows than tokens: choose int8 for it.",
+}
 
 #: Receives one line per step.
 Progress = Callable[[str], None]
@@ -56,7 +69,7 @@ class ConvertReport:
         """The report on files that are in place, the .onnx file first; `begin` is from time.perf_counter."""
         size = sum(file.stat().st_size for file in files)
         if any(file.name == GENAI_CONFIG for file in files):
-            notes = (*notes, _GENAI_NOTE)
+            notes = (*notes, _GENAI_NOTES.get(config.cache_format, _GENAI_NOTE))
         return cls(files[0], tuple(files), config, report, notes, size, time.perf_counter() - begin)
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,6 +199,7 @@ def convert(
         rewritten = folder / f"{out_path.name}.rewritten"
         ir.save(dense.model, rewritten, format="protobuf")
         rewritten.replace(exported.path)
+        _fit_genai_config(dense, folder, config)
         names = _listing(folder, out_path.name)
     files = [out_path.parent / name for name in names]
     size, peak = 4 * exported.parameters / 1e9, exported.peak_rss_bytes / 1e9
@@ -214,6 +228,7 @@ def _rewrite_folder(source: Path, out: Path, options: _Options, say: Progress) -
             replaced |= {source / file.relative_to(source.resolve()) for file in dense.data_files}
         copy_side_files(source, folder, leave_out=replaced)
         _save(dense, folder / in_path.name)
+        _fit_genai_config(dense, folder, options.config)
         names = _listing(folder, in_path.name)
         if out.is_dir():
             out.rmdir()
@@ -224,6 +239,14 @@ def _listing(folder: Path, first: str) -> list[Path]:
     """All files below a folder, relative to it, the named one first."""
     names = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
     return sorted(names, key=lambda name: name != Path(first))
+
+
+def _fit_genai_config(dense: DenseModel, folder: Path, config: DeltaConfig) -> None:
+    """onnxruntime-genai allocates the caches itself, as wide as the head size it is told."""
+    if config.cache_format in PACKED_FORMATS:
+        past = naming.delta_nodes(dense.model)[0].inputs[naming.PAST_KEY]
+        if past is not None and past.shape is not None and isinstance(past.shape[3], int):
+            set_genai_cache_row(folder, past.shape[3])
 
 
 def _refuse_overwriting(dense: DenseModel, out_path: Path) -> None:

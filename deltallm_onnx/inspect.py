@@ -14,6 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.packed_sizes import PACKED_FORMATS
 from deltallm_onnx.runtime.library import ops_library_path
 from deltallm_onnx.runtime.model_file import read_model_file
 
@@ -133,6 +134,10 @@ def _sites(model: onnx.ModelProto) -> tuple[AttentionSiteInfo, ...]:
         # A four-axis query [B, Hq, S, D] needs no head count in the node.
         heads = settings.pop(query_heads_name, None) or (query[1] if len(query) == 4 else None)
         head_size = cache[3] if len(cache) == 4 else (query[3] if len(query) == 4 else None)
+        if settings.get("cache_format") in PACKED_FORMATS:
+            # The cache's last dimension counts bytes; a flat query has all heads side by side.
+            packed_heads = (heads or 0) + (0 if node.input[1] else 2 * (kv_heads or 0))
+            head_size = query[2] // packed_heads if len(query) == 3 and packed_heads else None
         sites.append(
             AttentionSiteInfo(
                 layer=_layer(past_name, len(sites)),

@@ -49,6 +49,21 @@ def _genai_file_name(folder: Path) -> str | None:
     return data
 
 
+def set_genai_cache_row(folder: Path, size: int) -> None:
+    """Tell onnxruntime-genai the last dimension of the caches, which it takes from the head size; nothing without it.
+
+    Args:
+        folder: where genai_config.json may lie.
+        size: bytes_per_token of a packed cache.
+    """
+    path = folder / GENAI_CONFIG
+    if _genai_file_name(folder) is None:
+        return
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["model"]["decoder"]["head_size"] = size
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
 def check_new_folder(out: Path) -> None:
     """Refuse an output folder that holds something, or that cannot be made.
 

@@ -77,6 +77,7 @@ def delta_attributes(site: AttentionSite, config: DeltaConfig) -> dict[str, int 
         "v_skip": config.v_skip,
         "prefill": config.prefill,
         "cache_format": config.cache_format,
+        "prefill_compute": config.prefill_compute,
     }
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import get_args
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass, ShapeInferencePass
 
 import deltallm_onnx
-from deltallm_onnx.config import DeltaConfig
+from deltallm_onnx.config import DeltaConfig, FloatFormat
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.packed_sizes import PACKED_FORMATS
 from deltallm_onnx.passes import naming
 from deltallm_onnx.passes.attach_functions import AttachFunctionsPass
 from deltallm_onnx.passes.build_delta import BuildDeltaAttentionPass
@@ -61,6 +63,9 @@ def rewrite_model(
     declined = tuple(entry for entry in found if isinstance(entry, Declined))
     _refuse(model, sites, declined, allow_partial=allow_partial)
     _refuse_mixed(sites)
+    packed = config.cache_format in PACKED_FORMATS
+    if packed:
+        _refuse_unpackable(sites, config.cache_format, unfused=unfused)
     layers = f"{len(sites)}/{len(found)} attention layers"
     lines = [f"{layers} rewritten"]
     lines += [f"layer {d.layer} ({d.node}) left dense: {d.reason}" for d in declined]
@@ -73,8 +78,11 @@ def rewrite_model(
     RemoveUnusedNodesPass()(model)
     removed = before - len(model.graph)
     lines.append(f"{before} nodes before, {len(model.graph)} after")
-    (UnfusePass() if unfused else AttachFunctionsPass())(model)
-    lines.append(f"{len(model.functions)} fallback functions attached")
+    if packed:
+        lines.append(f"no fallback function: {config.cache_format} caches are for the operator library alone")
+    else:
+        (UnfusePass() if unfused else AttachFunctionsPass())(model)
+        lines.append(f"{len(model.functions)} fallback functions attached")
     WriteMetadataPass(deltallm_onnx.__version__, config, len(sites), source_sha256)(model)
     RemoveUnusedOpsetsPass()(model)
     CheckModelPass(len(sites))(model)
@@ -139,6 +147,21 @@ def _refuse_mixed(sites: list[AttentionSite]) -> None:
             raise DeltaLLMError(
                 f"Layers {first.layer} and {site.layer} differ in whether they have {', '.join(differing)}: "
                 "export the model with one kind of attention for all layers."
+            )
+
+
+def _refuse_unpackable(sites: list[AttentionSite], cache_format: str, *, unfused: bool) -> None:
+    """A packed cache has no form in standard operators, and the capacity of some does not tell their length."""
+    if unfused:
+        raise DeltaLLMError(
+            f"cache_format {cache_format} has no form in standard operators: leave out --unfused, or choose "
+            f"{' or '.join(get_args(FloatFormat))}."
+        )
+    for site in sites:
+        if cache_format == "int4" and site.lengths is None and site.mask.padding is None:
+            raise DeltaLLMError(
+                f"Layer {site.layer} has neither an attention mask nor lengths per row: cache_format int4 needs one of "
+                "them, so choose int8."
             )
 
 

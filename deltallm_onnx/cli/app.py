@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import deltallm_onnx
+from deltallm_onnx.cli.bench import bench_command
 from deltallm_onnx.cli.convert import convert_command
 from deltallm_onnx.cli.diff import diff_command
 from deltallm_onnx.cli.inspect import inspect_command
@@ -41,6 +42,7 @@ app.command("rewrite")(rewrite_command)
 app.command("inspect")(inspect_command)
 app.command("diff")(diff_command)
 app.command("run")(run_command)
+app.command("bench")(bench_command)
 
 
 def _print_version(wanted: bool) -> None:

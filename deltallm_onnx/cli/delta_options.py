@@ -13,7 +13,16 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from deltallm_onnx.cli.window import parse_window
-from deltallm_onnx.config import PROFILE_NAMES, CacheFormat, DeltaConfig, Granularity, Prefill, RowRule, profile
+from deltallm_onnx.config import (
+    PROFILE_NAMES,
+    CacheFormat,
+    DeltaConfig,
+    Granularity,
+    Prefill,
+    PrefillCompute,
+    RowRule,
+    profile,
+)
 from deltallm_onnx.errors import DeltaLLMError
 
 
@@ -54,6 +63,9 @@ class DeltaOptions:
     ] = None
     cache_format: Annotated[
         str | None, typer.Option(metavar=_one_of(CacheFormat), help="Storage of keys and values.")
+    ] = None
+    prefill_compute: Annotated[
+        str | None, typer.Option(metavar=_one_of(PrefillCompute), help="Arithmetic of prompts.")
     ] = None
     unfused: Annotated[
         bool, typer.Option("--unfused", help="Write two small operators per layer instead of the fused one.")

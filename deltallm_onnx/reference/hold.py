@@ -69,9 +69,9 @@ def hold(
     for t in range(N):
         row = keys[:, :, t]
         if granularity == "element":
-            keep = _change_is_small(row, previous, theta)
+            keep = change_is_small(row, previous, theta)
         else:
-            keep = _row_change_is_small(row, previous, theta, row_rule, weight)
+            keep = row_change_is_small(row, previous, theta, row_rule, weight)
         previous = np.where(keep & ~forced[:, t, None, None], previous, row)
         held[:, :, t] = previous
     return held
@@ -155,14 +155,14 @@ def check_row_weight(row_weight: Array | None, kv_heads: int, head_size: int) ->
     return np.asarray(row_weight, np.float32).astype(np.float64)
 
 
-def _change_is_small(row: Array, previous: Array, theta: Array) -> Array:
+def change_is_small(row: Array, previous: Array, theta: Array) -> Array:
     """|δ| ≤ θ per channel, bool [B, Hkv, D]. A NaN compares false, so it is transmitted."""
     with np.errstate(invalid="ignore"):
         delta = row.astype(np.float32) - previous.astype(np.float32)
         return np.asarray(np.abs(delta) <= theta)
 
 
-def _row_change_is_small(row: Array, previous: Array, theta: Array, rule: str, weight: Array) -> Array:
+def row_change_is_small(row: Array, previous: Array, theta: Array, rule: str, weight: Array) -> Array:
     """‖w∘(k − k̂)‖₂ ≤ θ·ρ per row, bool [B, Hkv, 1], in float64. A NaN compares false, so it is transmitted."""
     with np.errstate(invalid="ignore"):
         k, reference = row.astype(np.float64), previous.astype(np.float64)

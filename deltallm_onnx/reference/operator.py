@@ -7,11 +7,13 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from deltallm_onnx.config import CacheFormat, Prefill
+from deltallm_onnx.config import CacheFormat, Prefill, PrefillCompute
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.packed_sizes import PACKED_FORMATS
 from deltallm_onnx.reference.attention import attend
 from deltallm_onnx.reference.hold import check_row_weight, check_threshold, hold
 from deltallm_onnx.reference.lengths import RowLengths, resolve_lengths
+from deltallm_onnx.reference.packed import CodingRules, PackedCall, PackedLayout
 from deltallm_onnx.reference.rotary import rotary
 from deltallm_onnx.reference.statistics import STATISTICS_COLUMNS, count_batch_row
 from deltallm_onnx.reference.visibility import WINDOW_KINDS, coded_end, held_keys, visible_keys
@@ -51,17 +53,20 @@ def delta_attention(
     v_skip: float = 0.0,
     prefill: str = "delta",
     cache_format: str = "float32",
+    prefill_compute: str = "float32",
     window_kind: str = "sliding",
 ) -> tuple[Array, Array, Array, Array]:
     """Append the new tokens, code what leaves the window, attend, count.
 
     Arguments have the names, shapes and types of the operator's inputs and attributes. None stands for an absent
     input; a number as threshold serves all heads. `window_kind` "block" is not the operator's: it takes the lineage's
-    block-diagonal window with blocks of `delta_window` tokens, for reproduction.
+    block-diagonal window with blocks of `delta_window` tokens, for reproduction. `prefill_compute` allows the operator
+    lower precision and changes nothing here.
 
     Returns:
         output [B, S, Hq·D] in the query's type; present_key and present_value [B, Hkv, max(past capacity, total), D]
-        in the cache's type, rows from L_b on unspecified; statistics int64 [Hkv, 8] (see STATISTICS_COLUMNS).
+        in the cache's type, rows from L_b on unspecified, or the bytes of docs/cache-format.md; statistics
+        int64 [Hkv, 8] (see STATISTICS_COLUMNS).
 
     Raises:
         DeltaLLMError: for whatever the operator refuses, naming input or attribute and the value at fault.
@@ -77,13 +82,19 @@ def delta_attention(
         v_skip=v_skip,
         prefill=prefill,
         cache_format=cache_format,
+        prefill_compute=prefill_compute,
         window_kind=window_kind,
     )
     q, k, v = _split_heads(query, key, value, num_heads, kv_num_heads)
     B, _, S, D = q.shape
-    check_threshold(threshold, kv_num_heads, D, granularity)
-    check_row_weight(row_weight, kv_num_heads, D)
-    past_capacity = _check_past(past_key, past_value, (B, kv_num_heads, D), cache_format)
+    theta = check_threshold(threshold, kv_num_heads, D, granularity)
+    weight = check_row_weight(row_weight, kv_num_heads, D)
+    layout = None
+    if cache_format in PACKED_FORMATS:
+        layout = PackedLayout(cache_format, D, sinks, delta_window)
+        _check_packed(cache_format, window_kind, lengths_given=seqlens_k is not None or attention_mask is not None)
+    last, cache_type = (D, cache_format) if layout is None else (layout.bytes_per_token, "uint8")
+    past_capacity = _check_past(past_key, past_value, (B, kv_num_heads, last), cache_type)
     rows = resolve_lengths(
         B,
         S,
@@ -99,6 +110,32 @@ def delta_attention(
         positions = _positions(rows, S, position_ids)
         q = rotary(q, positions, cos_cache, sin_cache, interleaved=bool(rotary_interleaved))
         k = rotary(k, positions, cos_cache, sin_cache, interleaved=bool(rotary_interleaved))
+
+    if layout is not None:
+        merges = granularity == "row" and local_window_size == -1 and attention_bias is None
+        if attention_bias is not None:
+            attention_bias = np.broadcast_to(attention_bias, (B, num_heads, *attention_bias.shape[2:]))
+        call = PackedCall(
+            query=q,
+            key=k,
+            value=v,
+            past_key=past_key,
+            past_value=past_value,
+            rows=rows,
+            layout=layout,
+            rules=[
+                CodingRules(t, w, granularity, row_rule, refresh, merges) for t, w in zip(theta, weight, strict=True)
+            ],
+            scale=scale if scale != 0 else 1 / np.sqrt(D),
+            softcap=softcap,
+            local_window_size=local_window_size,
+            v_skip=v_skip,
+            prefill=prefill,
+            attention_bias=attention_bias,
+            head_sink=head_sink,
+        )
+        output, present_key, present_value, statistics = call.run()
+        return _tokens_first(output, query.dtype), present_key, present_value, statistics
 
     raw_key = _append(past_key, k, rows, past_capacity, cache_format)
     present_value = _append(past_value, v, rows, past_capacity, cache_format)
@@ -150,8 +187,24 @@ def delta_attention(
             coded=coded[b],
             granularity=granularity,
         )
-    merged = output.transpose(0, 2, 1, 3).reshape(B, S, num_heads * D).astype(query.dtype)
-    return merged, present_key, present_value, statistics
+    return _tokens_first(output, query.dtype), present_key, present_value, statistics
+
+
+def _tokens_first(output: Array, dtype: npt.DTypeLike) -> Array:
+    """[B, Hq, S, D] → [B, S, Hq·D], rounded once."""
+    B, Hq, S, D = output.shape
+    return output.transpose(0, 2, 1, 3).reshape(B, S, Hq * D).astype(dtype)
+
+
+def _check_packed(cache_format: str, window_kind: str, *, lengths_given: bool) -> None:
+    if window_kind != "sliding":
+        raise DeltaLLMError(
+            f"window_kind is {window_kind!r} with cache_format {cache_format}: only 'sliding' is defined."
+        )
+    if cache_format == "int4" and not lengths_given:
+        raise DeltaLLMError(
+            "Neither seqlens_k nor attention_mask is given: cache_format int4 needs one: its capacity is not a length."
+        )
 
 
 def _check_attributes(*, num_heads: int, kv_num_heads: int, **attributes: Any) -> None:
@@ -169,7 +222,12 @@ def _check_attributes(*, num_heads: int, kv_num_heads: int, **attributes: Any) -
         raise DeltaLLMError(f"softcap is {attributes['softcap']}: give 0 (none) or a positive number.")
     if not 0 <= attributes["v_skip"] < 1:
         raise DeltaLLMError(f"v_skip is {attributes['v_skip']}: give a number from 0 up to, but below, 1.")
-    choices = {"prefill": get_args(Prefill), "cache_format": get_args(CacheFormat), "window_kind": WINDOW_KINDS}
+    choices = {
+        "prefill": get_args(Prefill),
+        "cache_format": get_args(CacheFormat),
+        "prefill_compute": get_args(PrefillCompute),
+        "window_kind": WINDOW_KINDS,
+    }
     for name, allowed in choices.items():
         if attributes[name] not in allowed:
             raise DeltaLLMError(f"{name} is {attributes[name]!r}: choose one of {', '.join(allowed)}.")
@@ -199,7 +257,7 @@ def _split_heads(query: Array, key: Array | None, value: Array | None, Hq: int, 
     return heads_first(query, Hq), heads_first(key, Hkv), heads_first(value, Hkv)
 
 
-def _check_past(past_key: Array | None, past_value: Array | None, dims: tuple[int, int, int], cache_format: str) -> int:
+def _check_past(past_key: Array | None, past_value: Array | None, dims: tuple[int, int, int], cache_type: str) -> int:
     """Capacity of the past in rows; 0 without one."""
     if past_key is None and past_value is None:
         return 0
@@ -209,8 +267,8 @@ def _check_past(past_key: Array | None, past_value: Array | None, dims: tuple[in
     for name, tensor in (("past_key", past_key), ("past_value", past_value)):
         if tensor.ndim != 4 or (*tensor.shape[:2], tensor.shape[3]) != dims:
             raise DeltaLLMError(f"{name} has shape {list(tensor.shape)}: give [{B}, {Hkv}, rows, {D}].")
-        if tensor.dtype != cache_format:
-            raise DeltaLLMError(f"{name} is {tensor.dtype} but cache_format is {cache_format}: give that type.")
+        if tensor.dtype != cache_type:
+            raise DeltaLLMError(f"{name} is {tensor.dtype}: this cache_format is stored as {cache_type}.")
     if past_key.shape != past_value.shape:
         raise DeltaLLMError(
             f"past_key has {past_key.shape[2]} rows and past_value {past_value.shape[2]}: give as many of both."

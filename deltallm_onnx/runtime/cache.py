@@ -1,31 +1,33 @@
 """Key/value cache buffers: bound as past and present at once where the operator updates them in place.
 
-The capacity rule is docs/spec.md section 7, "Lengths": present has max(capacity of past, total length) rows.
+The capacity rule is docs/spec.md section 7, "Lengths": present has max(capacity of past, total length) rows; a packed
+cache may need more (docs/cache-format.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from deltallm_onnx.config import FloatFormat
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.packed_sizes import PACKED_FORMATS, TILE_ROWS, PackedSizes, bytes_per_token
+from deltallm_onnx.runtime import huge_pages
+from deltallm_onnx.runtime.packed_usage import packed_bytes_in_use
 
-#: A buffer that is full grows to this share above the rows it must hold, …
+#: A buffer that is full grows to this share above the tokens it must hold, …
 GROWTH = 1.125
-#: … rounded up to a multiple of so many rows: each growth copies the cache once.
-GROWTH_ROWS = 32
-
-_FORMATS: dict[str, tuple[npt.DTypeLike, int]] = {
-    # element type, bytes of a row per channel as a multiple of the element
-    "float32": (np.float32, 1),
-    "float16": (np.float16, 1),
-}
+#: … rounded up to a multiple of so many tokens: each growth copies the cache once.
+GROWTH_TOKENS = 32
+#: Buffers have a multiple of so many rows, whole tiles of a packed cache: growing is then copying bytes.
+CAPACITY_ROWS = TILE_ROWS
 
 
 def cache_spec(cache_format: str, head_size: int) -> tuple[np.dtype[Any], int]:
@@ -38,10 +40,12 @@ def cache_spec(cache_format: str, head_size: int) -> tuple[np.dtype[Any], int]:
     Raises:
         DeltaLLMError: for an unknown format.
     """
-    if cache_format not in _FORMATS:
-        raise DeltaLLMError(f"There is no cache format {cache_format!r}: choose one of {', '.join(_FORMATS)}.")
-    dtype, per_channel = _FORMATS[cache_format]
-    return np.dtype(dtype), per_channel * head_size
+    if cache_format in get_args(FloatFormat):
+        return np.dtype(cache_format), head_size
+    if cache_format in PACKED_FORMATS:
+        return np.dtype(np.uint8), bytes_per_token(cache_format, head_size)
+    formats = (*get_args(FloatFormat), *PACKED_FORMATS)
+    raise DeltaLLMError(f"There is no cache format {cache_format!r}: choose one of {', '.join(formats)}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,7 @@ class CacheTensor:
         last: size of the last axis, `cache_spec`'s.
         in_place: whether one buffer may be bound to both names. Otherwise the present of one call is the past of the
             next, and holds exactly the rows in use.
+        packed: the sizes of a packed cache; None for one row of numbers per token.
     """
 
     past: str
@@ -64,11 +69,20 @@ class CacheTensor:
     kv_heads: int
     last: int
     in_place: bool
+    packed: PackedSizes | None = None
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one token's row over all KV heads."""
+        """Bytes of one row over all KV heads."""
         return self.kv_heads * self.last * self.dtype.itemsize
+
+    def capacity_for(self, tokens: int) -> int:
+        """Rows of a buffer for so many tokens, a multiple of CAPACITY_ROWS."""
+        rows = tokens
+        if self.packed is not None:
+            # From the smallest whole capacity on, a larger buffer begins with the bytes of a smaller one.
+            rows = max(self.packed.rows_needed(tokens), self.packed.smallest_whole_capacity)
+        return math.ceil(rows / CAPACITY_ROWS) * CAPACITY_ROWS
 
 
 class KVCache:
@@ -77,7 +91,7 @@ class KVCache:
     Args:
         tensors: every cache of the model.
         batch: B.
-        limit: rows that will never be exceeded, if known: growth stops there.
+        limit: tokens that will never be exceeded, if known: growth stops there.
     """
 
     def __init__(self, tensors: Sequence[CacheTensor], *, batch: int = 1, limit: int | None = None) -> None:
@@ -89,13 +103,13 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Rows in use, in tokens."""
+        """Tokens in the cache."""
         return self._length
 
     @property
     def bytes_in_use(self) -> int:
-        """Bytes of the rows in use, all layers, keys and values."""
-        return self._batch * self._length * sum(tensor.row_bytes for tensor in self._tensors)
+        """Bytes of what is in use, all layers, keys and values; merged runs take fewer rows than tokens."""
+        return sum(self._bytes_in_use(tensor) for tensor in self._tensors)
 
     @property
     def bytes_allocated(self) -> int:
@@ -118,7 +132,7 @@ class KVCache:
         """
         total = self._length + new_tokens
         for tensor in self._tensors:
-            if tensor.in_place and self.capacity(tensor) < total:
+            if tensor.in_place and self.capacity(tensor) < tensor.capacity_for(total):
                 self._grow(tensor, total)
             value = self._values[tensor.past]
             binding.bind_ortvalue_input(tensor.past, value)
@@ -141,22 +155,33 @@ class KVCache:
                 self._values[tensor.past] = outputs[tensor.present]
 
     def rows(self, past: str) -> npt.NDArray[Any]:
-        """A copy of the rows in use [B, Hkv, length, last] of the cache with this input name."""
+        """A copy of the rows in use [B, Hkv, length, last] of the cache with this input name.
+
+        Of a packed cache, whose rows lie in tiles and blocks, the first `length` rows of the buffer: bytes to compare.
+        """
         copied: npt.NDArray[Any] = self._values[past].numpy()[:, :, : self._length].copy()
         return copied
 
+    def _bytes_in_use(self, tensor: CacheTensor) -> int:
+        if tensor.packed is None:
+            return self._batch * self._length * tensor.row_bytes
+        # A value cache says for its keys too what is coded.
+        values = self._values[re.sub(r"key$", "value", tensor.past)].numpy()
+        return packed_bytes_in_use(values, tensor.packed, self._length)
+
     def _grow(self, tensor: CacheTensor, total: int) -> None:
-        rows = grown_capacity(total, self._limit)
-        grown = self._empty(tensor, rows)
+        grown = self._empty(tensor, tensor.capacity_for(grown_tokens(total, self._limit)))
         if self._length:
-            grown[:, :, : self._length] = self._values[tensor.past].numpy()[:, :, : self._length]
+            before = self._values[tensor.past].numpy()
+            kept = before.shape[2] if tensor.packed is not None else self._length
+            grown[:, :, :kept] = before[:, :, :kept]
         self._values[tensor.past] = ort.OrtValue.ortvalue_from_numpy(grown)
 
     def _empty(self, tensor: CacheTensor, rows: int) -> npt.NDArray[Any]:
-        return np.zeros((self._batch, tensor.kv_heads, rows, tensor.last), tensor.dtype)
+        return huge_pages.zeros((self._batch, tensor.kv_heads, rows, tensor.last), tensor.dtype)
 
 
-def grown_capacity(total: int, limit: int | None) -> int:
-    """Rows to allocate for `total` rows in use: a little more, but never more than `limit` rows need."""
-    rows = math.ceil(math.ceil(total * GROWTH) / GROWTH_ROWS) * GROWTH_ROWS
-    return rows if limit is None else max(total, min(rows, limit))
+def grown_tokens(total: int, limit: int | None) -> int:
+    """Tokens to make room for where `total` are there: a little more, but never more than `limit`."""
+    tokens = math.ceil(math.ceil(total * GROWTH) / GROWTH_TOKENS) * GROWTH_TOKENS
+    return tokens if limit is None else max(total, min(tokens, limit))

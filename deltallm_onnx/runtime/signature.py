@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.packed_sizes import PACKED_FORMATS, PackedSizes, padded_head_size
 from deltallm_onnx.runtime.cache import CacheTensor
 
 DOMAIN = "ai.deltallm"
@@ -106,7 +107,10 @@ def _caches(model: onnx.ModelProto, past: set[str], where: str, *, use_library: 
             producer = producers.get(present)
             in_place = producer is not None and _updates_in_place(producer, use_library=use_library)
             dtype = _element_type(values[name], where)
-            caches.append(CacheTensor(name, present, dtype, kv_heads=dims[1], last=dims[3], in_place=in_place))
+            packed = None if producer is None else _packed_sizes(producer, dims[3], f"{where}, {name}")
+            caches.append(
+                CacheTensor(name, present, dtype, kv_heads=dims[1], last=dims[3], in_place=in_place, packed=packed)
+            )
     return tuple(caches)
 
 
@@ -116,6 +120,20 @@ def _updates_in_place(node: onnx.NodeProto, *, use_library: bool) -> bool:
         return False
     lengths = _IN_PLACE.get((node.domain, node.op_type), ())
     return any(index < len(node.input) and node.input[index] for index in lengths)
+
+
+def _packed_sizes(node: onnx.NodeProto, last: int, where: str) -> PackedSizes | None:
+    """The sizes of the packed cache that this node writes; None for a cache of numbers."""
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    cache_format = attributes.get("cache_format", b"").decode("utf-8", "replace")
+    if (node.domain, node.op_type) != (DOMAIN, "DeltaAttention") or cache_format not in PACKED_FORMATS:
+        return None
+    head_size = padded_head_size(cache_format, last)
+    if head_size is None:
+        raise DeltaLLMError(
+            f"{where} has rows of {last} bytes, which no {cache_format} cache has: convert the model again."
+        )
+    return PackedSizes(cache_format, head_size, attributes.get("sinks", 0), attributes.get("delta_window", 0))
 
 
 def _without_function(model: onnx.ModelProto) -> tuple[str, ...]:

@@ -9,11 +9,15 @@ float AttendCall::scale() const {
   return rules.scale != 0.0f ? rules.scale : 1.0f / std::sqrt(static_cast<float>(geometry.head_size));
 }
 
-void AttendCall::AddBias(int64_t b, int64_t h, int64_t s, int64_t first, int64_t count, float* scores) const {
-  if (!bias.present) return;
+int64_t AttendCall::BiasOffset(int64_t b, int64_t h, int64_t s) const {
   const int64_t bias_b = bias.shape[0] == 1 ? 0 : b;
   const int64_t bias_h = bias.shape[1] == 1 ? 0 : h;
-  const int64_t offset = ((bias_b * bias.shape[1] + bias_h) * bias.shape[2] + s) * bias.shape[3] + first;
+  return ((bias_b * bias.shape[1] + bias_h) * bias.shape[2] + s) * bias.shape[3];
+}
+
+void AttendCall::AddBias(int64_t b, int64_t h, int64_t s, int64_t first, int64_t count, float* scores) const {
+  if (!bias.present) return;
+  const int64_t offset = BiasOffset(b, h, s) + first;
   for (int64_t i = 0; i < count; ++i) scores[i] += FloatAt(bias.data, bias.type, offset + i);
 }
 

@@ -9,6 +9,7 @@
 #include "core/checks.h"
 #include "core/lengths.h"
 #include "core/parallel.h"
+#include "core/past_blocks.h"
 #include "core/rows_io.h"
 #include "core/visibility.h"
 
@@ -45,8 +46,14 @@ struct AttendCall {
   Tensor head_sink;  ///< [Hq], or absent
   OutputRows output;
   SkipCounter* skipped = nullptr;  ///< null: not counted
+  /// Null: `rows` holds every key. Else what earlier calls left, for AttendBlocks; `rows` then begins with the first new
+  /// token, and its keys are all read exactly.
+  const PastBlocks* past = nullptr;
 
   float scale() const;
+
+  /// Where the bias of (b, query head h, token s) for cache row 0 lies, in elements.
+  int64_t BiasOffset(int64_t b, int64_t h, int64_t s) const;
 
   /// scores[i] += bias of (b, query head h, token s, cache row first + i) for i < count.
   void AddBias(int64_t b, int64_t h, int64_t s, int64_t first, int64_t count, float* scores) const;

@@ -2,17 +2,15 @@
 // keys, so that every key and value row is loaded once per group; ranges of one head merge by maximum, denominator and
 // sum.
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <memory>
 
 #include "core/attend.h"
+#include "core/partial.h"
 #include "core/scratch.h"
 
 namespace deltallm {
 namespace {
 
-constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 // Long enough to stream keys and values from memory in turn, short enough to keep a block's weights in the first-level
 // cache.
 constexpr int64_t kKeysPerBlock = 512;
@@ -20,16 +18,6 @@ constexpr int64_t kKeysPerBlock = 512;
 constexpr int64_t kKeysPerSplit = 512;
 // Waking another thread costs some microseconds; smaller calls stay on the calling one.
 constexpr int64_t kMacsWorthThreads = 1 << 17;
-
-/// What a range of keys contributes to the heads of one group: running maxima, denominators and sums of values.
-struct Partial {
-  float* maximum;      // [G]
-  float* denominator;  // [G]
-  float* sum;          // [G, D]
-
-  static int64_t Size(int64_t group, int64_t head_size) { return group * (head_size + 2); }
-  Partial(float* data, int64_t group) : maximum(data), denominator(data + group), sum(data + 2 * group) {}
-};
 
 class OneQuery {
  public:
@@ -56,9 +44,7 @@ class OneQuery {
       call_.query.Read(kernels_, b_, 0, kv_head_ * group_ + g, buffer, query + g * head_size_);
     }
     kernels_.scale(query, group_ * head_size_, call_.scale());
-    std::fill_n(partial.maximum, group_, kNegativeInfinity);
-    std::fill_n(partial.denominator, group_, 0.0f);
-    std::fill_n(partial.sum, group_ * head_size_, 0.0f);
+    partial.Clear(group_, head_size_);
     for (int64_t first = keys.begin; first < keys.end; first += kKeysPerBlock) {
       Block(query, first, std::min(kKeysPerBlock, keys.end - first), weights, partial);
     }
@@ -73,21 +59,6 @@ class OneQuery {
     }
   }
 
-  /// Adds `other` to `into`.
-  void Merge(Partial other, Partial into) const {
-    for (int64_t g = 0; g < group_; ++g) {
-      const float top = std::max(into.maximum[g], other.maximum[g]);
-      if (top == kNegativeInfinity) continue;
-      const float keep = std::exp(into.maximum[g] - top);
-      const float add = std::exp(other.maximum[g] - top);
-      into.maximum[g] = top;
-      into.denominator[g] = into.denominator[g] * keep + other.denominator[g] * add;
-      float* sum = into.sum + g * head_size_;
-      const float* added = other.sum + g * head_size_;
-      for (int64_t c = 0; c < head_size_; ++c) sum[c] = sum[c] * keep + added[c] * add;
-    }
-  }
-
  private:
   void Block(const float* query, int64_t first, int64_t count, float* weights, Partial partial) const {
     Scores(query, first, count, weights);
@@ -95,16 +66,9 @@ class OneQuery {
       float* row = weights + g * kKeysPerBlock;
       if (call_.rules.softcap > 0.0f) kernels_.softcap(row, count, call_.rules.softcap);
       call_.AddBias(b_, kv_head_ * group_ + g, 0, first, count, row);
-      const float top = std::max(partial.maximum[g], kernels_.maximum(row, count));
-      if (top > partial.maximum[g]) {
-        // The first block has nothing to rescale: e^−∞ is 0.
-        const float keep = std::exp(partial.maximum[g] - top);
-        partial.denominator[g] *= keep;
-        kernels_.scale(partial.sum + g * head_size_, head_size_, keep);
-        partial.maximum[g] = top;
-      }
-      partial.denominator[g] += kernels_.exp_and_sum(row, count, top == kNegativeInfinity ? 0.0f : top);
-      if (call_.rules.v_skip > 0.0f && top > kNegativeInfinity) {
+      const float offset = partial.Raise(kernels_, g, head_size_, row, count);
+      partial.denominator[g] += kernels_.exp_and_sum(row, count, offset);
+      if (call_.rules.v_skip > 0.0f && partial.maximum[g] > Partial::kNegativeInfinity) {
         call_.SkipValues(b_, kv_head_, held_, first, count, row);
       }
     }
@@ -179,13 +143,6 @@ int64_t MostKeys(const AttendCall& call) {
   return most;
 }
 
-/// Ranges of keys per head: more than one only where whole heads would leave threads without work.
-int64_t Splits(int64_t threads, int64_t heads, int64_t most_keys) {
-  if (heads % threads == 0) return 1;
-  const int64_t wanted = (4 * threads + heads - 1) / heads;
-  return std::max<int64_t>(1, std::min(wanted, most_keys / kKeysPerSplit));
-}
-
 }  // namespace
 
 void AttendOne(const AttendCall& call, const Parallel& parallel) {
@@ -193,7 +150,7 @@ void AttendOne(const AttendCall& call, const Parallel& parallel) {
   const int64_t heads = geometry.batch * geometry.kv_heads;
   const int64_t group = geometry.group();
   const int64_t most_keys = MostKeys(call);
-  const int64_t splits = Splits(parallel.threads, heads, most_keys);
+  const int64_t splits = SplitsPerHead(parallel.threads, heads, most_keys, kKeysPerSplit);
   const int64_t size = Partial::Size(group, geometry.head_size);
   const std::unique_ptr<float[]> partials(new float[static_cast<size_t>(heads * splits * size)]);
   const bool small = heads * group * geometry.head_size * most_keys < kMacsWorthThreads;
@@ -214,7 +171,7 @@ void AttendOne(const AttendCall& call, const Parallel& parallel) {
     const OneQuery query(call, head / geometry.kv_heads, head % geometry.kv_heads);
     const Partial whole(partials.get() + head * splits * size, group);
     for (int64_t split = 1; split < splits; ++split) {
-      query.Merge(Partial(partials.get() + (head * splits + split) * size, group), whole);
+      whole.Merge(Partial(partials.get() + (head * splits + split) * size, group), group, geometry.head_size);
     }
     query.Write(whole);
   }

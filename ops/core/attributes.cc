@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "cache/packed_layout.h"
 #include "core/refusal.h"
 
 namespace deltallm {
@@ -41,6 +42,11 @@ void DeltaAttentionAttributes::Check() const {
   }
   attention.Check();
   hold.Check();
+  const int64_t exact = attention.sinks + attention.delta_window;
+  if (packed_cache() && exact < PackedLayout::kFewestExactSlots) {
+    Refuse("sinks + delta_window is ", exact, ": cache_format \"", FormatName(cache_format), "\" needs at least ",
+           PackedLayout::kFewestExactSlots, ".");
+  }
 }
 
 bool ParseGranularity(const std::string& text) {
@@ -63,10 +69,19 @@ bool ParsePrefill(const std::string& text) {
   return text == "exact";
 }
 
-ElementType ParseCacheFormat(const std::string& text) {
-  if (text == "float32") return ElementType::kFloat32;
-  if (text == "float16") return ElementType::kFloat16;
-  Refuse("cache_format is \"", text, "\": this library stores \"float32\" and \"float16\".");
+PrefillCompute ParsePrefillCompute(const std::string& text) {
+  if (text == "float32") return PrefillCompute::kFloat32;
+  if (text == "bfloat16") return PrefillCompute::kBfloat16;
+  if (text == "int8") return PrefillCompute::kInt8;
+  Refuse("prefill_compute is \"", text, "\": choose one of \"float32\", \"bfloat16\", \"int8\".");
+}
+
+CacheFormat ParseCacheFormat(const std::string& text) {
+  for (const CacheFormat format :
+       {CacheFormat::kFloat32, CacheFormat::kFloat16, CacheFormat::kInt8, CacheFormat::kInt4}) {
+    if (text == FormatName(format)) return format;
+  }
+  Refuse("cache_format is \"", text, "\": choose one of \"float32\", \"float16\", \"int8\", \"int4\".");
 }
 
 }  // namespace deltallm

@@ -4,10 +4,14 @@
 #include <cstdint>
 #include <string>
 
+#include "cache/cache_format.h"
 #include "core/tensor.h"
 #include "kernels/hold.h"
 
 namespace deltallm {
+
+/// The lowest precision that a call with several queries may compute in; docs/spec.md section 7.
+enum class PrefillCompute : uint8_t { kFloat32, kBfloat16, kInt8 };
 
 /// What decides which keys a query sees, and how: docs/spec.md section 3.
 struct AttentionRules {
@@ -18,6 +22,7 @@ struct AttentionRules {
   int64_t sinks = 0;
   bool exact_prefill = false;
   float v_skip = 0.0f;
+  PrefillCompute prefill_compute = PrefillCompute::kFloat32;
 
   /// Refuses values outside their ranges, by the attributes' names.
   void Check() const;
@@ -40,7 +45,9 @@ struct DeltaAttentionAttributes {
   AttentionRules attention;
   HoldRules hold;
   bool has_cache_format = false;
-  ElementType cache_format = ElementType::kFloat32;  ///< Read only if has_cache_format.
+  CacheFormat cache_format = CacheFormat::kFloat32;  ///< Read only if has_cache_format.
+
+  bool packed_cache() const { return has_cache_format && IsPacked(cache_format); }
 
   void Check() const;
 };
@@ -50,6 +57,7 @@ bool ParseGranularity(const std::string& text);
 RowRule ParseRowRule(const std::string& text);
 /// "exact" or "delta" → whether prefill is exact.
 bool ParsePrefill(const std::string& text);
-ElementType ParseCacheFormat(const std::string& text);
+PrefillCompute ParsePrefillCompute(const std::string& text);
+CacheFormat ParseCacheFormat(const std::string& text);
 
 }  // namespace deltallm

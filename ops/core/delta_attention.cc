@@ -8,7 +8,8 @@
 
 #include "core/attend.h"
 #include "core/key_coder.h"
-#include "core/refusal.h"
+#include "core/new_rows.h"
+#include "core/packed_delta_attention.h"
 #include "core/scratch.h"
 #include "core/statistics.h"
 
@@ -36,8 +37,7 @@ class DeltaAttention {
   }
 
   void Run() {
-    CheckSharedBuffer("key", inputs_.past_key, outputs_.present_key);
-    CheckSharedBuffer("value", inputs_.past_value, outputs_.present_value);
+    CheckSharedBuffers(inputs_, plan_, outputs_);
     ForEachHead([this](int64_t b, int64_t head) { Append(b, head); });
     // A single query reads what this call codes; several queries still need the rows exactly, so those are coded aside.
     const bool one_query = geometry_.new_tokens == 1;
@@ -61,14 +61,6 @@ class DeltaAttention {
   const RowSpan* spans() const { return plan_.lengths.rows.data(); }
   KeyRange Coded(int64_t b) const { return CodedRows(attributes_.attention, spans()[b]); }
 
-  void CheckSharedBuffer(const char* name, const Tensor& past, const void* present) const {
-    if (past.present && past.data == present && past.data != nullptr && plan_.past_capacity != plan_.capacity) {
-      Refuse("past_", name, " and present_", name, " share a buffer, but one has ", plan_.past_capacity,
-             " rows and the other ", plan_.capacity, ": give a past_", name, " with at least ", plan_.capacity,
-             " rows.");
-    }
-  }
-
   template <typename Body>
   void ForEachHead(const Body& body) const {
     const int64_t heads = geometry_.batch * geometry_.kv_heads;
@@ -78,30 +70,14 @@ class DeltaAttention {
     ParallelFor(small ? Parallel{} : parallel_, heads, [&](int64_t head) { body(head / geometry_.kv_heads, head); });
   }
 
-  /// Where the new rows of query (part 0), key (1) and value (2) lie.
-  InputRows NewRows(int part) const {
-    const Tensor& tensor = plan_.packed || part == 0 ? inputs_.query : part == 1 ? inputs_.key : inputs_.value;
-    const int64_t width = tensor.shape[2];
-    const int64_t first_head =
-        !plan_.packed || part == 0 ? 0 : geometry_.query_heads + (part == 2 ? geometry_.kv_heads : 0);
-    InputRows rows;
-    rows.data = tensor.as<char>() + first_head * geometry_.head_size * ElementSize(tensor.type);
-    rows.type = tensor.type;
-    rows.layout = {geometry_.new_tokens * width, width, geometry_.head_size};
-    rows.head_size = geometry_.head_size;
-    rows.new_tokens = geometry_.new_tokens;
-    rows.rotary = part == 2 ? nullptr : &plan_.rotary;
-    return rows;
-  }
-
   void Append(int64_t b, int64_t head) const {
-    AppendTo(present_key_, inputs_.past_key, NewRows(1), b, head);
-    AppendTo(present_value_, inputs_.past_value, NewRows(2), b, head);
+    AppendTo(present_key_, inputs_.past_key, NewRows(inputs_, plan_, NewPart::kKey), b, head);
+    AppendTo(present_value_, inputs_.past_value, NewRows(inputs_, plan_, NewPart::kValue), b, head);
   }
 
   void AppendTo(const FloatCache& cache, const Tensor& past, const InputRows& rows, int64_t b, int64_t head) const {
     const RowSpan& span = spans()[b];
-    const int64_t count = std::clamp<int64_t>(span.length - span.past, 0, geometry_.new_tokens);
+    const int64_t count = span.Appended(geometry_.new_tokens);
     const bool in_place = past.present && past.data == cache.data;
     if (!in_place) {
       const int64_t row_bytes = cache.row_bytes();
@@ -185,15 +161,11 @@ class DeltaAttention {
     call.geometry = geometry_;
     call.rules = attributes_.attention;
     call.spans = spans();
-    call.query = NewRows(0);
+    call.query = NewRows(inputs_, plan_, NewPart::kQuery);
     call.rows = {AsConst(present_key_), AsConst(present_value_), AsConst(held_), held_begin_.data()};
     call.bias = inputs_.attention_bias;
     call.head_sink = inputs_.head_sink;
-    const int64_t width = geometry_.query_heads * geometry_.head_size;
-    call.output = {static_cast<char*>(outputs_.output.data),
-                   outputs_.output.type,
-                   {geometry_.new_tokens * width, width, geometry_.head_size},
-                   geometry_.head_size};
+    call.output = OutputRowsOf(plan_, outputs_);
     if (outputs_.statistics == nullptr || attributes_.attention.v_skip == 0.0f) {
       Attend(call, parallel_);
       return {};
@@ -242,7 +214,11 @@ class DeltaAttention {
 void RunDeltaAttention(const DeltaAttentionAttributes& attributes, const DeltaAttentionInputs& inputs,
                        const DeltaPlan& plan, const DeltaAttentionOutputs& outputs, const Kernels& kernels,
                        const Parallel& parallel) {
-  DeltaAttention(attributes, inputs, plan, outputs, kernels, parallel).Run();
+  if (plan.packed_cache()) {
+    RunPackedDeltaAttention(attributes, inputs, plan, outputs, kernels, parallel);
+  } else {
+    DeltaAttention(attributes, inputs, plan, outputs, kernels, parallel).Run();
+  }
 }
 
 }  // namespace deltallm

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/packed_past.h"
 #include "core/refusal.h"
 
 namespace deltallm {
@@ -11,21 +12,21 @@ void CheckQueryKeyValue(const DeltaAttentionAttributes& attributes, const DeltaA
   if (in.key.present != in.value.present) {
     Refuse("Only one of key and value is given: give both, or neither and a packed query.");
   }
-  plan.packed = !in.key.present;
+  plan.packed_qkv = !in.key.present;
   Geometry& geometry = plan.geometry;
   geometry.query_heads = attributes.num_heads;
   geometry.kv_heads = attributes.kv_num_heads;
-  const int64_t heads = geometry.query_heads + (plan.packed ? 2 * geometry.kv_heads : 0);
+  const int64_t heads = geometry.query_heads + (plan.packed_qkv ? 2 * geometry.kv_heads : 0);
   const Shape& shape = in.query.shape;
   CheckFloat("query", in.query);
   if (shape.rank() != 3 || shape[2] < heads || shape[2] % heads != 0) {
     Refuse("query has shape ", shape.ToString(), ": give [batch, new tokens, ", heads, " heads x head size]",
-           plan.packed ? " (packed with key and value)." : ".");
+           plan.packed_qkv ? " (packed with key and value)." : ".");
   }
   geometry.batch = shape[0];
   geometry.new_tokens = shape[1];
   geometry.head_size = shape[2] / heads;
-  if (plan.packed) return;
+  if (plan.packed_qkv) return;
   const Shape expected{geometry.batch, geometry.new_tokens, geometry.kv_heads * geometry.head_size};
   for (const auto& [name, tensor] : {std::pair{"key", &in.key}, std::pair{"value", &in.value}}) {
     CheckType(name, *tensor, in.query.type);
@@ -37,16 +38,28 @@ void CheckPast(const DeltaAttentionAttributes& attributes, const DeltaAttentionI
   if (in.past_key.present != in.past_value.present) {
     Refuse("Only one of past_key and past_value is given: give both or neither.");
   }
-  if (attributes.has_cache_format) plan.cache_type = attributes.cache_format;
-  if (!in.past_key.present) return;
+  const bool packed = attributes.packed_cache();
   const Geometry& geometry = plan.geometry;
-  const Shape expected{geometry.batch, geometry.kv_heads, -1, geometry.head_size};
+  if (attributes.has_cache_format) plan.cache_type = CacheType(attributes.cache_format);
+  if (packed) plan.layout = MakePackedLayout(attributes, geometry.head_size);
+  if (!in.past_key.present) return;
+  const int64_t width = packed ? plan.layout.bytes_per_token() : geometry.head_size;
+  const Shape expected{geometry.batch, geometry.kv_heads, -1, width};
   for (const auto& [name, tensor] : {std::pair{"past_key", &in.past_key}, std::pair{"past_value", &in.past_value}}) {
-    CheckFloat(name, *tensor);
-    CheckShape(name, *tensor, expected, "batch, KV heads, rows, head size");
-    if (attributes.has_cache_format && tensor->type != attributes.cache_format) {
+    if (!packed && tensor->type == ElementType::kUint8) {
+      Refuse(name,
+             " is of type uint8, but cache_format is not \"int8\" or \"int4\": set it, or give float32 or float16.");
+    }
+    if (packed && tensor->type != plan.cache_type) {
       Refuse(name, " is of type ", TypeName(tensor->type), ", but cache_format is \"",
-             TypeName(attributes.cache_format), "\": give that type.");
+             FormatName(attributes.cache_format), "\": give uint8.");
+    }
+    if (!packed) CheckFloat(name, *tensor);
+    CheckShape(name, *tensor, expected,
+               packed ? "batch, KV heads, rows, bytes per token" : "batch, KV heads, rows, head size");
+    if (attributes.has_cache_format && tensor->type != plan.cache_type) {
+      Refuse(name, " is of type ", TypeName(tensor->type), ", but cache_format is \"",
+             FormatName(attributes.cache_format), "\": give that type.");
     }
   }
   CheckType("past_value", in.past_value, in.past_key.type);
@@ -116,14 +129,18 @@ DeltaPlan MakeDeltaPlan(const DeltaAttentionAttributes& attributes, const DeltaA
   plan.lengths = ResolveLengths(geometry.batch, geometry.new_tokens, plan.past_capacity, in.seqlens_k,
                                 in.total_sequence_length, in.attention_mask);
   plan.capacity = std::max(plan.past_capacity, plan.lengths.total);
-  // Offsets into the largest arrays are computed in int64 bytes, statistics in multiply-accumulates.
-  CheckedProduct({geometry.batch, geometry.kv_heads, plan.capacity, geometry.head_size, 8});
+  if (attributes.packed_cache()) plan.capacity = std::max(plan.capacity, plan.layout.RowsNeeded(plan.lengths.total));
+  // Offsets into the largest arrays are computed in int64 bytes, statistics in multiply-accumulates. A packed row has
+  // at most four bytes more than channels.
+  CheckedProduct({geometry.batch, geometry.kv_heads, plan.capacity, geometry.head_size + 8, 8});
   CheckedProduct({geometry.batch, geometry.new_tokens, geometry.query_heads, geometry.head_size, plan.capacity});
   CheckRotary(attributes, in, plan);
   CheckAttentionBias(in.attention_bias, geometry, plan.lengths.total);
   CheckHeadSink(in.head_sink, geometry.query_heads);
   CheckThreshold(in.threshold, geometry.kv_heads, geometry.head_size, attributes.hold.row_granularity);
   CheckRowWeight(in.row_weight, geometry.kv_heads, geometry.head_size);
+  // Last, because it reads a buffer that the shapes above describe.
+  if (attributes.packed_cache()) CheckPackedPast(attributes, in, plan);
   return plan;
 }
 

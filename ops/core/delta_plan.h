@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
+#include "cache/packed_layout.h"
 #include "core/attributes.h"
 #include "core/checks.h"
 #include "core/lengths.h"
@@ -19,17 +21,27 @@ struct DeltaAttentionInputs {
 
 struct DeltaPlan {
   Geometry geometry;
-  bool packed = false;  ///< query holds keys and values too
+  bool packed_qkv = false;  ///< query holds keys and values too
   Lengths lengths;
   int64_t past_capacity = 0;
   int64_t capacity = 0;  ///< rows of present
   ElementType cache_type = ElementType::kFloat32;
   Rotary rotary;
 
+  // Of a packed cache, docs/cache-format.md:
+  PackedLayout past_layout;
+  PackedLayout layout;                   ///< of present
+  bool runs_merge = false;               ///< a row may stand for several tokens
+  std::vector<PackedState> past_states;  ///< [B·Hkv], what this call keeps of the past; empty for a float cache
+
   Shape output_shape() const {
     return {geometry.batch, geometry.new_tokens, geometry.query_heads * geometry.head_size};
   }
-  Shape present_shape() const { return {geometry.batch, geometry.kv_heads, capacity, geometry.head_size}; }
+  bool packed_cache() const { return cache_type == ElementType::kUint8; }
+  Shape present_shape() const {
+    return {geometry.batch, geometry.kv_heads, capacity,
+            packed_cache() ? layout.bytes_per_token() : geometry.head_size};
+  }
   Shape statistics_shape() const { return {geometry.kv_heads, 8}; }
 };
 

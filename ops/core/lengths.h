@@ -1,6 +1,7 @@
 // Where each row of a batch begins and ends in the cache: docs/spec.md section 7, "Lengths".
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -13,6 +14,12 @@ struct RowSpan {
   int64_t past;    ///< Where the first new token goes.
   int64_t start;   ///< First real token; left padding lies before it.
   int64_t length;  ///< L_b: rows from here on hold nothing.
+
+  /// Tokens of this call that the cache takes up, of `new_tokens`.
+  int64_t Appended(int64_t new_tokens) const { return std::clamp<int64_t>(length - past, 0, new_tokens); }
+  /// Tokens that lie in the cache when the call begins, and when it ends.
+  int64_t PastTokens() const { return std::max<int64_t>(std::min(past, length) - start, 0); }
+  int64_t Tokens() const { return std::max<int64_t>(length - start, 0); }
 };
 
 struct Lengths {

@@ -1,90 +1,85 @@
 #include "core/select_kernels.h"
 
-#include "core/refusal.h"
+#include <algorithm>
+#include <vector>
 
-#ifdef DELTALLM_HAVE_X86_KERNELS
-#include <cpuid.h>
-#endif
+#include "core/cpu_features.h"
+#include "core/refusal.h"
+#include "kernels/packed_coding.h"
+#include "kernels/packed_kernels.h"
+#include "kernels/prefill_kernels.h"
 
 namespace deltallm {
 namespace {
 
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_vnni", "neon", "neon_dotprod"};
+
+Kernels Compose(const char* isa, const Kernels& kernels, const PackedKernels& packed, const PackedCoding& coding,
+                const PrefillKernels& prefill) {
+  Kernels set = kernels;
+  set.isa = isa;
+  set.packed = &packed;
+  set.coding = &coding;
+  set.prefill = &prefill;
+  return set;
+}
+
+/// The sets this processor runs, from the plainest to the best.
+std::vector<Kernels> ComposeSupported() {
+  const CpuFeatures& cpu = Cpu();
+  std::vector<Kernels> sets;
+  sets.push_back(Compose("scalar", kScalarKernels, kScalarPackedKernels, kScalarPackedCoding, kScalarPrefillKernels));
 #ifdef DELTALLM_HAVE_X86_KERNELS
-
-struct X86Features {
-  bool avx2 = false;
-  bool avx512 = false;
-};
-
-uint64_t EnabledStates() {
-  uint32_t low = 0;
-  uint32_t high = 0;
-  // xgetbv, written out so that this file needs no special compiler flag.
-  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return (static_cast<uint64_t>(high) << 32) | low;
-}
-
-X86Features DetectX86() {
-  X86Features found;
-  uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0) return found;
-  const bool fma = (ecx >> 12) & 1u;
-  const bool osxsave = (ecx >> 27) & 1u;
-  const bool avx = (ecx >> 28) & 1u;
-  const bool f16c = (ecx >> 29) & 1u;
-  if (!osxsave || !avx) return found;
-  // The operating system must save the wide registers: bits 1, 2 (xmm, ymm) and 5 to 7 (mask registers, zmm).
-  const uint64_t states = EnabledStates();
-  if ((states & 0x06u) != 0x06u) return found;
-  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return found;
-  found.avx2 = ((ebx >> 5) & 1u) && fma && f16c;
-  const bool avx512f = (ebx >> 16) & 1u;
-  const bool avx512dq = (ebx >> 17) & 1u;
-  const bool avx512bw = (ebx >> 30) & 1u;
-  const bool avx512vl = (ebx >> 31) & 1u;
-  found.avx512 = found.avx2 && avx512f && avx512dq && avx512bw && avx512vl && (states & 0xE6u) == 0xE6u;
-  return found;
-}
-
-const X86Features& X86() {
-  static const X86Features features = DetectX86();
-  return features;
-}
-
+  if (cpu.avx2) {
+    sets.push_back(Compose("avx2", kAvx2Kernels, kAvx2PackedKernels, kAvx2PackedCoding, kAvx2PrefillKernels));
+  }
+  if (cpu.avx512) {
+    sets.push_back(Compose("avx512", kAvx512Kernels, kAvx2PackedKernels, kAvx512PackedCoding, kAvx512PrefillKernels));
+  }
+  if (cpu.avx512_vnni) {
+    sets.push_back(Compose("avx512_vnni", kAvx512Kernels, kAvx512VnniPackedKernels, kAvx512PackedCoding,
+                           cpu.avx512_bf16 ? kAvx512Bf16PrefillKernels : kAvx512PrefillKernels));
+  }
 #endif
+#ifdef DELTALLM_HAVE_NEON_KERNELS
+  sets.push_back(Compose("neon", kNeonKernels, kNeonPackedKernels, kScalarPackedCoding, kNeonPrefillKernels));
+  if (cpu.neon_dotprod) {
+    sets.push_back(
+        Compose("neon_dotprod", kNeonKernels, kNeonDotprodPackedKernels, kScalarPackedCoding, kNeonPrefillKernels));
+  }
+#endif
+  static_cast<void>(cpu);
+  return sets;
+}
+
+const std::vector<Kernels>& SupportedSets() {
+  static const std::vector<Kernels> sets = ComposeSupported();
+  return sets;
+}
+
+const Kernels* FindSupported(const std::string& isa) {
+  for (const Kernels& set : SupportedSets()) {
+    if (isa == set.isa) return &set;
+  }
+  return nullptr;
+}
 
 }  // namespace
 
-bool IsaSupported(const std::string& isa) {
-  if (isa == "scalar") return true;
-#ifdef DELTALLM_HAVE_X86_KERNELS
-  if (isa == "avx2") return X86().avx2;
-  if (isa == "avx512") return X86().avx512;
-#endif
-#ifdef DELTALLM_HAVE_NEON_KERNELS
-  if (isa == "neon") return true;  // part of every aarch64
-#endif
-  return false;
-}
+bool IsaSupported(const std::string& isa) { return FindSupported(isa) != nullptr; }
 
 const Kernels& SelectKernels(const char* isa) {
   const std::string wanted = isa == nullptr ? "" : isa;
-  if (!wanted.empty()) {
-    if (wanted != "scalar" && wanted != "avx2" && wanted != "avx512" && wanted != "neon") {
-      Refuse("DELTALLM_ISA is '", wanted, "': give one of scalar, avx2, avx512, neon, or leave it unset.");
-    }
-    if (!IsaSupported(wanted)) {
+  if (wanted.empty()) return SupportedSets().back();
+  if (const Kernels* set = FindSupported(wanted)) return *set;
+  std::string names;
+  for (const char* name : kNames) {
+    if (wanted == name) {
       Refuse("DELTALLM_ISA is '", wanted, "', which this processor cannot run: leave it unset to use the best it can.");
     }
+    names += names.empty() ? name : std::string(", ") + name;
   }
-#ifdef DELTALLM_HAVE_X86_KERNELS
-  if (wanted == "avx512" || (wanted.empty() && X86().avx512)) return kAvx512Kernels;
-  if (wanted == "avx2" || (wanted.empty() && X86().avx2)) return kAvx2Kernels;
-#endif
-#ifdef DELTALLM_HAVE_NEON_KERNELS
-  if (wanted == "neon" || wanted.empty()) return kNeonKernels;
-#endif
-  return kScalarKernels;
+  Refuse("DELTALLM_ISA is '", wanted, "': give one of ", names, ", or leave it unset.");
 }
 
 }  // namespace deltallm

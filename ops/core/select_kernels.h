@@ -7,7 +7,8 @@
 
 namespace deltallm {
 
-/// True if this processor can run the named set ("scalar", "avx2", "avx512", "neon") and it was compiled in.
+/// True if this processor can run the named set and it was compiled in. The names are "scalar", "avx2", "avx512",
+/// "avx512_vnni", "neon" and "neon_dotprod".
 bool IsaSupported(const std::string& isa);
 
 /// The kernels named by `isa`; empty or null means the best supported set.

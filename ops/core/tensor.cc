@@ -41,6 +41,8 @@ const char* TypeName(ElementType type) {
       return "int64";
     case ElementType::kBool:
       return "bool";
+    case ElementType::kUint8:
+      return "uint8";
     case ElementType::kOther:
       break;
   }
@@ -57,6 +59,7 @@ int64_t ElementSize(ElementType type) {
     case ElementType::kInt64:
       return 8;
     case ElementType::kBool:
+    case ElementType::kUint8:
       return 1;
     case ElementType::kOther:
       break;

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "kernels/kernels.h"
+#include "kernels/prefill_kernels.h"
 
 namespace deltallm {
 namespace {
@@ -97,8 +98,11 @@ struct Vec {
 #define DELTALLM_VECTOR_KERNELS_INSIDE
 #include "kernels/vector_kernels.h"
 
+constexpr PrefillArithmetic kPrefillFloat32 = MakePrefillFloat32();
+
 }  // namespace
 
 const Kernels kAvx2Kernels = MakeKernels("avx2");
+const PrefillKernels kAvx2PrefillKernels = {"avx2", &kPrefillFloat32, nullptr, nullptr};
 
 }  // namespace deltallm

@@ -9,7 +9,7 @@
 
 namespace deltallm {
 
-enum class ElementType : uint8_t { kFloat32, kFloat16, kInt32, kInt64, kBool, kOther };
+enum class ElementType : uint8_t { kFloat32, kFloat16, kInt32, kInt64, kBool, kUint8, kOther };
 
 /// Rows of one (batch, KV head) of a cache: `stride` elements of float32 or float16 (as uint16_t bits) per row.
 template <typename T>
@@ -17,6 +17,10 @@ struct RowsOf {
   const T* data;
   int64_t stride;
 };
+
+struct PackedCoding;
+struct PackedKernels;
+struct PrefillKernels;
 
 struct Kernels {
   const char* isa;
@@ -53,6 +57,12 @@ struct Kernels {
   /// Conversions; float → half rounds to nearest even, overflow gives infinity, NaN stays NaN.
   void (*half_to_float)(const uint16_t* x, int64_t n, float* y);
   void (*float_to_half)(const float* x, int64_t n, uint16_t* y);
+
+  /// The kernels that read and that code packed caches, and those over blocks of queries, that go with this set;
+  /// core/select_kernels.cc fills them in, in the tables below they are null.
+  const PackedKernels* packed = nullptr;
+  const PackedCoding* coding = nullptr;
+  const PrefillKernels* prefill = nullptr;
 };
 
 extern const Kernels kScalarKernels;

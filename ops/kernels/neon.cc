@@ -2,6 +2,7 @@
 #include <arm_neon.h>
 
 #include "kernels/kernels.h"
+#include "kernels/prefill_kernels.h"
 
 namespace deltallm {
 namespace {
@@ -72,8 +73,11 @@ struct Vec {
 #define DELTALLM_VECTOR_KERNELS_INSIDE
 #include "kernels/vector_kernels.h"
 
+constexpr PrefillArithmetic kPrefillFloat32 = MakePrefillFloat32();
+
 }  // namespace
 
 const Kernels kNeonKernels = MakeKernels("neon");
+const PrefillKernels kNeonPrefillKernels = {"neon", &kPrefillFloat32, nullptr, nullptr};
 
 }  // namespace deltallm

@@ -17,6 +17,7 @@ inline int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 #include "kernels/vector_matmul.h"
 #include "kernels/vector_products.h"
 #include "kernels/vector_softmax.h"
+#include "kernels/vector_prefill.h"
 
 constexpr Kernels MakeKernels(const char* isa) {
   return {isa,

@@ -18,8 +18,11 @@ struct Port {
   bool optional;
 };
 
-/// Op gives: kName, kInputs, kOutputs (arrays of Port), InferShapes(const InferenceContext&), and is itself the kernel:
-/// constructed from NodeInfo, with a const Run(RunContext) that may be called from several threads at once.
+/// What an operator's cache ports may be.
+enum class CacheTypes : uint8_t { kNone, kFloat, kFloatOrPacked };
+
+/// Op gives: kName, kCache, kInputs, kOutputs (arrays of Port), InferShapes(const InferenceContext&), and is itself the
+/// kernel: constructed from NodeInfo, with a const Run(RunContext) that may be called from several threads at once.
 template <typename Op>
 class CustomOp : public OrtCustomOp {
  public:
@@ -100,21 +103,20 @@ template <typename Op>
 class CustomOpFamily {
  public:
   explicit CustomOpFamily(uint32_t api_version)
-      : variants_{{api_version, kSingle, kSingle},
-                  {api_version, kHalf, kHalf},
-                  {api_version, kSingle, kHalf},
-                  {api_version, kHalf, kSingle}} {}
+      : variants_{{api_version, kSingle, kSingle}, {api_version, kHalf, kHalf},   {api_version, kSingle, kHalf},
+                  {api_version, kHalf, kSingle},   {api_version, kSingle, kByte}, {api_version, kHalf, kByte}} {}
 
   void AddTo(OrtCustomOpDomain* domain) const {
-    // Without a cache, the last two would be the first two again.
-    const size_t count = Op::kHasCacheType ? 4 : 2;
+    // Without a cache, all others would be the first two again.
+    const size_t count = Op::kCache == CacheTypes::kFloatOrPacked ? 6 : Op::kCache == CacheTypes::kFloat ? 4 : 2;
     for (size_t i = 0; i < count; ++i) Check(Api().CustomOpDomain_Add(domain, &variants_[i]));
   }
 
  private:
   static constexpr ONNXTensorElementDataType kSingle = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   static constexpr ONNXTensorElementDataType kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
-  CustomOp<Op> variants_[4];
+  static constexpr ONNXTensorElementDataType kByte = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+  CustomOp<Op> variants_[6];
 };
 
 }  // namespace deltallm::ort

@@ -58,9 +58,10 @@ DeltaAttentionOp::DeltaAttentionOp(const NodeInfo& node)
   }
   for (const auto& [index, name] : {std::pair{kPastKey, "past_key"}, std::pair{kPastValue, "past_value"}}) {
     const ElementType type = node.InputType(index);
-    if (attributes_.has_cache_format && type != ElementType::kOther && type != attributes_.cache_format) {
-      Refuse(name, " is of type ", TypeName(type), ", but cache_format is \"", TypeName(attributes_.cache_format),
-             "\": give that type.");
+    const ElementType expected = CacheType(attributes_.cache_format);
+    if (attributes_.has_cache_format && type != ElementType::kOther && type != expected) {
+      Refuse(name, " is of type ", TypeName(type), ", but cache_format is \"", FormatName(attributes_.cache_format),
+             "\": give ", TypeName(expected), ".");
     }
   }
 }
@@ -99,34 +100,44 @@ void DeltaAttentionOp::InferShapes(const InferenceContext& context) {
   const InferredTensor mask = context.Input(kAttentionMask);
   const int64_t heads = context.Int("num_heads", 0);
   const int64_t kv_heads = context.Int("kv_num_heads", 0);
-  const bool packed = context.Input(kKey).type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  const bool packed_qkv = context.Input(kKey).type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  const std::string format = context.String("cache_format");
+  PackedLayout layout;
+  layout.format = format == "int4" ? CacheFormat::kInt4 : CacheFormat::kInt8;
+  layout.sinks = context.Int("sinks", 0);
+  layout.window = context.Int("delta_window", 0);
+  const bool packed_cache = format == FormatName(layout.format);
 
   InferredTensor output{query.type, true, {{}, {}, {}}};
   InferredTensor present{past.type, true, {{}, {kv_heads > 0 ? kv_heads : -1, ""}, {}, {}}};
   if (query.dims.size() == 3) {
     output.dims = query.dims;
     present.dims[0] = query.dims[0];
-    const int64_t all_heads = heads + (packed ? 2 * kv_heads : 0);
+    const int64_t all_heads = heads + (packed_qkv ? 2 * kv_heads : 0);
     const int64_t width = query.dims[2].value;
     if (width > 0 && all_heads > 0 && width % all_heads == 0) {
-      present.dims[3] = {width / all_heads, ""};
+      layout.head_size = width / all_heads;
+      present.dims[3] = {packed_cache ? layout.bytes_per_token() : layout.head_size, ""};
       output.dims[2] = {width / all_heads * heads, ""};
-    } else if (packed) {
+    } else if (packed_qkv) {
       output.dims[2] = {};
     }
   }
   const bool has_seqlens = context.Input(kSeqlensK).type != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   if (past.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED) {
-    present.type = context.String("cache_format") == "float16" ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
-                                                               : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-    // Without a past the capacity is the total: the mask's columns, or the new tokens.
+    present.type = packed_cache          ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
+                   : format == "float16" ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
+                                         : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    // Without a past the capacity is the total: the mask's columns, or the new tokens. An int4 cache has its own rule.
     const InferredTensor& total = mask.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED ? query : mask;
-    if (!has_seqlens && total.dims.size() >= 2) present.dims[2] = total.dims[1];
+    if (!has_seqlens && format != "int4" && total.dims.size() >= 2) present.dims[2] = total.dims[1];
   } else if (past.dims.size() == 4) {
     if (present.dims[3].value < 0) present.dims[3] = past.dims[3];
     // The capacity is the larger of the past's and the total: known where both are.
     const int64_t total = mask.dims.size() == 2 && !has_seqlens ? mask.dims[1].value : -1;
-    if (total >= 0 && past.dims[2].value >= 0) present.dims[2] = {std::max(past.dims[2].value, total), ""};
+    if (format != "int4" && total >= 0 && past.dims[2].value >= 0) {
+      present.dims[2] = {std::max(past.dims[2].value, total), ""};
+    }
   }
   context.SetOutput(kOutput, output);
   context.SetOutput(kPresentKey, present);

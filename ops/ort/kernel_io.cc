@@ -69,6 +69,8 @@ ElementType FromOnnx(ONNXTensorElementDataType type) {
       return ElementType::kInt64;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL:
       return ElementType::kBool;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
+      return ElementType::kUint8;
     default:
       return ElementType::kOther;
   }
@@ -159,6 +161,7 @@ AttentionRules ReadAttentionRules(const NodeInfo& node) {
   rules.delta_window = node.Int("delta_window", 0);
   rules.sinks = node.Int("sinks", 0);
   rules.exact_prefill = ParsePrefill(node.String("prefill", "delta"));
+  rules.prefill_compute = ParsePrefillCompute(node.String("prefill_compute", "float32"));
   rules.v_skip = node.Float("v_skip", 0.0f);
   rules.Check();
   return rules;

@@ -32,7 +32,7 @@ class DeltaAttentionOp {
   enum OutputIndex : size_t { kOutput, kPresentKey, kPresentValue, kStatistics };
 
   static constexpr const char* kName = "DeltaAttention";
-  static constexpr bool kHasCacheType = true;
+  static constexpr CacheTypes kCache = CacheTypes::kFloatOrPacked;
   static constexpr Port kInputs[] = {
       {PortType::kActivation, false},  // 0 query
       {PortType::kActivation, true},   // 1 key
@@ -74,7 +74,7 @@ class DeltaAttentionOp {
 class DeltaThresholdOp {
  public:
   static constexpr const char* kName = "DeltaThreshold";
-  static constexpr bool kHasCacheType = false;
+  static constexpr CacheTypes kCache = CacheTypes::kNone;
   static constexpr Port kInputs[] = {
       {PortType::kActivation, false},  // 0 key
       {PortType::kActivation, false},  // 1 reference
@@ -99,7 +99,7 @@ class DeltaThresholdOp {
 class HybridWindowAttentionOp {
  public:
   static constexpr const char* kName = "HybridWindowAttention";
-  static constexpr bool kHasCacheType = true;
+  static constexpr CacheTypes kCache = CacheTypes::kFloat;
   static constexpr Port kInputs[] = {
       {PortType::kActivation, false},  // 0 query
       {PortType::kCache, false},       // 1 key

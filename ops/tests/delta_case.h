@@ -49,6 +49,14 @@ struct DeltaCase {
   int64_t rotary_half = 0;
 
   int64_t group() const { return attributes.num_heads / attributes.kv_num_heads; }
+  /// The last dimension of the caches: channels, or bytes of a packed one.
+  int64_t cache_width() const {
+    if (!attributes.packed_cache()) return head_size;
+    PackedLayout layout;
+    layout.format = attributes.cache_format;
+    layout.head_size = head_size;
+    return layout.bytes_per_token();
+  }
 
   /// Tokens [first, last) as one call. `past` may be null for the first. in_place gives past's buffers to present.
   DeltaResult Run(const Kernels& kernels, const Parallel& parallel, int64_t first, int64_t last, DeltaResult* past,
@@ -87,7 +95,7 @@ inline DeltaResult DeltaCase::Run(const Kernels& kernels, const Parallel& parall
   in.value = FloatTensor(v, {batch, new_tokens, kv_heads * head_size});
   // The operator's own rule for a mask: the past is everything before the new tokens.
   const CacheBytes empty{cache_type, {}};
-  const Shape past_shape{batch, kv_heads, past == nullptr ? 0 : past->capacity, head_size};
+  const Shape past_shape{batch, kv_heads, past == nullptr ? 0 : past->capacity, cache_width()};
   in.past_key = {past == nullptr ? empty.bytes.data() : past->key.bytes.data(), cache_type, past_shape, true};
   in.past_value = {past == nullptr ? empty.bytes.data() : past->value.bytes.data(), cache_type, past_shape, true};
   in.attention_mask = TensorOf(mask, {batch, last}, ElementType::kInt64);
@@ -127,8 +135,8 @@ inline DeltaResult DeltaCase::Run(const Kernels& kernels, const Parallel& parall
     in.past_value.data = result.value.bytes.data();
   } else {
     result.key.type = result.value.type = cache_type;
-    result.key.Resize(batch * kv_heads * plan.capacity * head_size);
-    result.value.Resize(batch * kv_heads * plan.capacity * head_size);
+    result.key.Resize(batch * kv_heads * plan.capacity * cache_width());
+    result.value.Resize(batch * kv_heads * plan.capacity * cache_width());
   }
   out.present_key = result.key.bytes.data();
   out.present_value = result.value.bytes.data();

@@ -49,7 +49,7 @@ std::vector<float> Random::Normals(int64_t count) {
 
 std::vector<const Kernels*> AvailableKernels() {
   std::vector<const Kernels*> sets;
-  for (const char* isa : {"scalar", "avx2", "avx512", "neon"}) {
+  for (const char* isa : {"scalar", "avx2", "avx512", "avx512_vnni", "neon", "neon_dotprod"}) {
     if (IsaSupported(isa)) sets.push_back(&SelectKernels(isa));
   }
   return sets;

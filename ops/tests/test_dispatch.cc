@@ -21,7 +21,8 @@ DELTALLM_TEST(dispatch, nothing_asked_gives_the_best_set) {
 
 DELTALLM_TEST(dispatch, an_unknown_or_unsupported_name_is_refused) {
   EXPECT(RefusalOf([] { SelectKernels("sse9"); }) ==
-             "DELTALLM_ISA is 'sse9': give one of scalar, avx2, avx512, neon, or leave it unset.",
+             "DELTALLM_ISA is 'sse9': give one of scalar, avx2, avx512, avx512_vnni, neon, neon_dotprod, or leave it "
+             "unset.",
          "unknown");
   const char* foreign = IsaSupported("neon") ? "avx2" : "neon";
   EXPECT(RefusalOf([&] { SelectKernels(foreign); }) ==

@@ -22,6 +22,8 @@ class Memory {
         Put(bytes, i, FloatToHalf(std::fabs(random_.Normal())));
       } else if (type == ElementType::kInt32) {
         Put(bytes, i, static_cast<int32_t>(random_.Int(-1, 9)));
+      } else if (type == ElementType::kUint8) {
+        Put(bytes, i, static_cast<uint8_t>(random_.Int(0, 255)));
       } else {
         Put(bytes, i, random_.Int(0, 8) == 0 ? random_.Int(-1, 9) : int64_t{1});
       }
@@ -118,6 +120,87 @@ bool RunOnce(Random& random) {
     EXPECT(!sentence.empty() && sentence.back() == '.', sentence);
     return false;
   }
+}
+
+/// A packed cache that a first call wrote, then spoiled in a few bytes, and read by a second call with lengths of its
+/// own choosing. True if the second call ran.
+bool RunOnSpoiledCache(Random& random) {
+  Memory memory(random);
+  DeltaAttentionAttributes attributes;
+  attributes.kv_num_heads = random.Int(1, 2);
+  attributes.num_heads = attributes.kv_num_heads * random.Int(1, 3);
+  attributes.has_cache_format = true;
+  attributes.cache_format = random.Pick({CacheFormat::kInt8, CacheFormat::kInt4});
+  attributes.attention.sinks = random.Int(0, 3);
+  attributes.attention.delta_window = random.Int(5, 12);
+  attributes.attention.local_window = random.Pick<int64_t>({-1, -1, 6});
+  attributes.attention.exact_prefill = random.Int(0, 1) == 1;
+  attributes.attention.v_skip = random.Pick({0.0f, 0.1f});
+  attributes.hold.row_granularity = random.Int(0, 1) == 1;
+  const int64_t kv_heads = attributes.kv_num_heads;
+  const int64_t size = random.Int(1, 9);
+  const int64_t batch = random.Int(1, 2);
+  int64_t past = 0;
+  DeltaAttentionInputs in;
+  Tensor present_key, present_value;
+  bool ran = false;
+  for (int call = 0; call < 3; ++call) {
+    const int64_t new_tokens = random.Pick<int64_t>({1, 1, 2, 5, call == 0 ? 300 : 30});
+    std::vector<int32_t> seqlens, total{static_cast<int32_t>(past + new_tokens)};
+    for (int64_t b = 0; b < batch; ++b) seqlens.push_back(total[0] - 1 - static_cast<int32_t>(random.Int(0, 2)));
+    in.query = memory.Make(ElementType::kFloat32, {batch, new_tokens, attributes.num_heads * size});
+    in.key = in.value = memory.Make(ElementType::kFloat32, {batch, new_tokens, kv_heads * size});
+    in.threshold = memory.Make(ElementType::kFloat32, {kv_heads});
+    in.seqlens_k = TensorOf(seqlens, {batch}, ElementType::kInt32);
+    in.total_sequence_length = TensorOf(total, {1}, ElementType::kInt32);
+    try {
+      attributes.Check();
+      const DeltaPlan plan = MakeDeltaPlan(attributes, in);
+      const bool in_place = call > 0 && plan.past_capacity == plan.capacity && random.Int(0, 1) == 1;
+      if (!in_place) {
+        present_key = memory.Make(ElementType::kUint8, plan.present_shape());
+        present_value = memory.Make(ElementType::kUint8, plan.present_shape());
+      }
+      const Tensor output = memory.Make(ElementType::kFloat32, plan.output_shape());
+      std::vector<int64_t> statistics(static_cast<size_t>(kv_heads * 8));
+      DeltaAttentionOutputs out;
+      out.output = {const_cast<void*>(output.data), output.type};
+      out.present_key = const_cast<void*>(present_key.data);
+      out.present_value = const_cast<void*>(present_value.data);
+      if (random.Int(0, 1) == 1) out.statistics = statistics.data();
+      RunDeltaAttention(attributes, in, plan, out, *AvailableKernels().back(), Serial());
+      past = total[0];
+      ran = call > 0;
+      const Shape shape = plan.present_shape();
+      in.past_key = {present_key.data, ElementType::kUint8, shape, true};
+      in.past_value = {present_value.data, ElementType::kUint8, shape, true};
+      const int64_t bytes = shape[0] * shape[1] * shape[2] * shape[3];
+      for (int64_t n = random.Pick<int64_t>({0, 1, 4, 40}); n > 0; --n) {
+        const Tensor& spoiled = random.Int(0, 1) == 1 ? present_key : present_value;
+        static_cast<char*>(const_cast<void*>(spoiled.data))[random.Int(0, bytes - 1)] =
+            static_cast<char>(random.Int(0, 255));
+      }
+      // Lengths that are not those of the call before, and a buffer that is shorter than it says.
+      if (random.Int(0, 3) == 0) past = std::max<int64_t>(0, past - random.Int(0, 20));
+      if (random.Int(0, 9) == 0) {
+        const int64_t fewer = random.Int(0, shape[2]);
+        in.past_key.shape = in.past_value.shape = {shape[0], shape[1], fewer, shape[3]};
+        past = std::min(past, fewer);
+      }
+    } catch (const Refusal& refusal) {
+      const std::string sentence = refusal.what();
+      EXPECT(!sentence.empty() && sentence.back() == '.', sentence);
+      return false;
+    }
+  }
+  return ran;
+}
+
+DELTALLM_TEST(fuzz, a_spoiled_packed_cache_ends_in_a_result_or_a_sentence) {
+  Random random;
+  int ran = 0;
+  for (int trial = 0; trial < 3000; ++trial) ran += RunOnSpoiledCache(random) ? 1 : 0;
+  EXPECT(ran > 150 && ran < 2850, "one-sided test: ", ran, " of 3000 ran");
 }
 
 DELTALLM_TEST(fuzz, any_call_ends_in_a_result_or_a_sentence) {

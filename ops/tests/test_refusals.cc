@@ -1,4 +1,5 @@
 // Every untrusted number that is out of range ends in its sentence, before anything is written.
+#include "cache/packed_rows.h"
 #include "core/delta_threshold.h"
 #include "core/hybrid_window_attention.h"
 #include "tests/delta_case.h"
@@ -92,7 +93,7 @@ DELTALLM_TEST(refusals, caches) {
          [](Call& c) { c.in.past_key = Tensor{}; });
   Expect("past_key is of type float32, but cache_format is \"float16\": give that type.", [](Call& c) {
     c.attributes.has_cache_format = true;
-    c.attributes.cache_format = ElementType::kFloat16;
+    c.attributes.cache_format = CacheFormat::kFloat16;
   });
   Expect("past_value is of type float16: give float32.", [](Call& c) { c.in.past_value.type = ElementType::kFloat16; });
   Expect("Batch row 0 has 6 past tokens, but past_key holds 5: give a past_key with at least that many rows.",
@@ -202,9 +203,145 @@ DELTALLM_TEST(refusals, attributes) {
       "granularity");
   EXPECT(RefusalOf([] { ParseRowRule(""); }) == "row_rule is \"\": choose one of \"relative\", \"absolute\".", "rule");
   EXPECT(RefusalOf([] { ParsePrefill("Exact"); }) == "prefill is \"Exact\": choose one of \"exact\", \"delta\".", "");
-  EXPECT(RefusalOf([] { ParseCacheFormat("int8"); }) ==
-             "cache_format is \"int8\": this library stores \"float32\" and \"float16\".",
+  EXPECT(RefusalOf([] { ParseCacheFormat("int2"); }) ==
+             "cache_format is \"int2\": choose one of \"float32\", \"float16\", \"int8\", \"int4\".",
          "");
+}
+
+/// A good call on top of a cache that an earlier one wrote: 20 tokens, 2 KV heads, head size 6.
+struct PackedCall {
+  DeltaAttentionAttributes attributes;
+  DeltaAttentionInputs in;
+  std::vector<float> floats = std::vector<float>(4096, 0.5f);
+  std::vector<int32_t> seqlens{19}, total{20};
+  std::vector<uint8_t> key, value;
+  PackedLayout layout;
+
+  PackedCall(CacheFormat format, bool row_granularity) {
+    attributes.hold.row_granularity = row_granularity;
+    attributes.num_heads = 6;
+    attributes.kv_num_heads = 2;
+    attributes.has_cache_format = true;
+    attributes.cache_format = format;
+    attributes.attention.sinks = 1;
+    attributes.attention.delta_window = 8;
+    Feed(20);
+    const DeltaPlan plan = MakeDeltaPlan(attributes, in);
+    layout = plan.layout;
+    key.resize(static_cast<size_t>(2 * layout.slab_bytes()));
+    value.resize(key.size());
+    std::vector<float> output(20 * 6 * 6);
+    DeltaAttentionOutputs out;
+    out.output = {output.data(), ElementType::kFloat32};
+    out.present_key = key.data();
+    out.present_value = value.data();
+    RunDeltaAttention(attributes, in, plan, out, *AvailableKernels()[0], Parallel{});
+    in.past_key = TensorOf(key, plan.present_shape(), ElementType::kUint8);
+    in.past_value = TensorOf(value, plan.present_shape(), ElementType::kUint8);
+    seqlens[0] = 20;
+    total[0] = 21;
+    Feed(1);
+  }
+  void Feed(int64_t tokens) {
+    in.query = FloatTensor(floats, {1, tokens, 6 * 6});
+    in.key = in.value = FloatTensor(floats, {1, tokens, 2 * 6});
+    in.seqlens_k = TensorOf(seqlens, {1}, ElementType::kInt32);
+    in.total_sequence_length = TensorOf(total, {1}, ElementType::kInt32);
+  }
+  /// The header of the second KV head.
+  void SetTag(int64_t slot, uint16_t tag) { WriteTag(layout, value.data() + layout.slab_bytes(), slot, tag); }
+};
+
+void ExpectPacked(CacheFormat format, bool row_granularity, const char* sentence,
+                  const std::function<void(PackedCall&)>& spoil) {
+  PackedCall call(format, row_granularity);
+  spoil(call);
+  const std::string found = RefusalOf([&] {
+    call.attributes.Check();
+    MakeDeltaPlan(call.attributes, call.in);
+  });
+  EXPECT(found == sentence, "\n  found:    ", found, "\n  expected: ", sentence);
+}
+
+DELTALLM_TEST(refusals, packed_caches) {
+  const auto int8 = [](const char* sentence, const auto& spoil) {
+    ExpectPacked(CacheFormat::kInt8, false, sentence, spoil);
+  };
+  const auto int8_runs = [](const char* sentence, const auto& spoil) {
+    ExpectPacked(CacheFormat::kInt8, true, sentence, spoil);
+  };
+  const auto int4 = [](const char* sentence, const auto& spoil) {
+    ExpectPacked(CacheFormat::kInt4, false, sentence, spoil);
+  };
+  int8("", [](PackedCall&) {});
+  int4("", [](PackedCall&) {});
+  int8("sinks + delta_window is 7: cache_format \"int8\" needs at least 8.",
+       [](PackedCall& c) { c.attributes.attention.delta_window = 6; });
+  int8("The head size is 1025, but cache_format \"int8\" takes at most 1024: use \"float16\".", [](PackedCall& c) {
+    c.in.query.shape = {1, 1, 6 * 1025};
+    c.in.key.shape = c.in.value.shape = {1, 1, 2 * 1025};
+  });
+  int8("past_key is of type float32, but cache_format is \"int8\": give uint8.",
+       [](PackedCall& c) { c.in.past_key.type = ElementType::kFloat32; });
+  int8("past_key is of type uint8, but cache_format is not \"int8\" or \"int4\": set it, or give float32 or float16.",
+       [](PackedCall& c) { c.attributes.has_cache_format = false; });
+  int4("past_value has shape [1, 2, 38, 13]: give [1, 2, ?, 8] (batch, KV heads, rows, bytes per token).",
+       [](PackedCall& c) {
+         c.in.past_value.shape = {1, 2, 38, 13};
+       });
+  int4("past_key of an int4 cache does not say how many tokens it holds: give seqlens_k or attention_mask.",
+       [](PackedCall& c) { c.in.seqlens_k = c.in.total_sequence_length = Tensor{}; });
+  int8(
+      "The past of batch row 0, KV head 1 begins with the mark 0xd401, not 0xd801 of an int8 cache: give the present "
+      "of "
+      "an earlier call of this layer.",
+      [](PackedCall& c) { c.SetTag(0, 0xd401); });
+  int8(
+      "The past of batch row 0, KV head 0 was written with other sinks or another delta_window than 2 and 7: give the "
+      "present of an earlier call of this layer.",
+      [](PackedCall& c) {
+        c.attributes.attention.sinks = 2;
+        c.attributes.attention.delta_window = 7;
+      });
+  int8(
+      "The past of batch row 0, KV head 1 claims 11 coded tokens in 10 rows, but its rows hold one token each: give "
+      "the "
+      "present of an earlier call of this layer.",
+      [](PackedCall& c) { c.SetTag(3, 10); });
+  int8_runs(
+      "The past of batch row 0, KV head 1 claims 11 coded tokens in 12 rows, but rows hold at least one token each: "
+      "give "
+      "the present of an earlier call of this layer.",
+      [](PackedCall& c) { c.SetTag(3, 12); });
+  int8(
+      "The past of batch row 0, KV head 1 claims 65547 coded rows, more than its 20 rows can hold: give the present of "
+      "an earlier call of this layer.",
+      [](PackedCall& c) {
+        c.SetTag(2, 1);
+        c.SetTag(4, 1);
+      });
+  int8(
+      "The past of batch row 0, KV head 1 has 10 coded tokens, but a past of 20 tokens has at least 11: give the "
+      "lengths "
+      "of the calls that wrote it.",
+      [](PackedCall& c) {
+        c.SetTag(1, 10);
+        c.SetTag(3, 10);
+      });
+  int8_runs(
+      "The past of batch row 0, KV head 0 is rewound to 9 tokens, but 12 of them are merged into runs, which cannot be "
+      "taken back: keep at least that many, or begin anew.",
+      [](PackedCall& c) {
+        c.seqlens[0] = 9;
+        c.total[0] = 10;
+      });
+  int4(
+      "Batch row 0 has 20 past tokens, which need 30 rows of an int4 cache, but past_key has 29: give the present of "
+      "an "
+      "earlier call of this layer.",
+      [](PackedCall& c) {
+        c.in.past_key.shape = c.in.past_value.shape = {1, 2, 29, 8};
+      });
 }
 
 DELTALLM_TEST(refusals, one_buffer_for_caches_of_different_capacity) {

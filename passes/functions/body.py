@@ -24,6 +24,8 @@ ATTRIBUTES: dict[str, tuple[ir.AttributeType, Any]] = {
     "v_skip": (ir.AttributeType.FLOAT, 0.0),
     "prefill": (ir.AttributeType.STRING, "delta"),
     "cache_format": (ir.AttributeType.STRING, "float32"),
+    # Allows the operator lower precision; a body computes in float32.
+    "prefill_compute": (ir.AttributeType.STRING, "float32"),
 }
 
 

@@ -26,7 +26,13 @@ from deltallm_onnx.passes.functions.statistics import emit_statistics
 #: Oldest standard opset in which every operator used here has its present form (axes of reductions as inputs).
 OLDEST_OPSET = 18
 
-CACHE_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
+#: Element type of past and present by cache_format.
+CACHE_TYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "int8": ir.DataType.UINT8,
+    "int4": ir.DataType.UINT8,
+}
 
 DOC = """Attention over a key/value cache whose keys, once they leave the window, repeat the row before where the change
 is small (DeltaThreshold), while sinks and the newest keys stay exact (HybridWindowAttention).

@@ -60,7 +60,7 @@ class Signature:
         granularity: "element" or "row".
         row_rule: "relative" or "absolute"; "relative" with element granularity, which does not read it.
         prefill: "exact" or "delta".
-        cache_format: "float32" or "float16".
+        cache_format: "float32" or "float16"; packed formats have no fallback.
         do_rotary: whether queries and keys are rotated.
         rotary_interleaved: how channel pairs lie; False without rotary.
         softcap: whether any node has one.

@@ -24,6 +24,7 @@ def dense(tmp_path: Path) -> Path:
 def delta(dense: Path, deltallm: Callable[..., Outcome]) -> Path:
     """Its rewritten form: exact keys in a window of 5 tokens, held ones before."""
     path = dense.with_name("delta.onnx")
-    outcome = deltallm("rewrite", dense, path, "--window", "5", "--sinks", "1", "--threshold", "1.3")
+    settings = ("--window", "5", "--sinks", "1", "--threshold", "1.3", "--cache-format", "float16")
+    outcome = deltallm("rewrite", dense, path, *settings)
     assert outcome.code == 0, outcome
     return path

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,8 +15,16 @@ from hypothesis import strategies as st
 from deltallm_onnx.config import PROFILE_NAMES, DeltaConfig, profile
 from deltallm_onnx.errors import DeltaLLMError
 
+#: Packed caches need at least 8 tokens of sinks and window.
+PACKED_EXACT = {"int8": 8, "int4": 8}
+
+
+def build(cache_format: str, window: int, **fields: Any) -> DeltaConfig:
+    return DeltaConfig(cache_format=cache_format, window=max(window, PACKED_EXACT.get(cache_format, 0)), **fields)
+
+
 configs = st.builds(
-    DeltaConfig,
+    build,
     threshold=st.floats(0, 1e30, allow_nan=False),
     window=st.integers(0, 2**31 - 1),
     sinks=st.integers(0, 2**31 - 1),
@@ -24,7 +33,8 @@ configs = st.builds(
     refresh=st.integers(0, 2**31 - 1),
     v_skip=st.floats(0, 1, exclude_max=True),
     prefill=st.sampled_from(["exact", "delta"]),
-    cache_format=st.sampled_from(["float32", "float16"]),
+    cache_format=st.sampled_from(["float32", "float16", "int8", "int4"]),
+    prefill_compute=st.sampled_from(["float32", "bfloat16", "int8"]),
 )
 
 
@@ -65,6 +75,8 @@ def test_missing_keys_take_their_defaults() -> None:
         ('{"prefill": "dense"}', "prefill is 'dense'"),
         ('{"cache_format": "int3"}', "cache_format is 'int3'"),
         ('{"window": 2147483648}', "window is 2147483648"),
+        ('{"prefill_compute": "float16"}', "prefill_compute is 'float16'"),
+        ('{"cache_format": "int4", "window": 5, "sinks": 2}', "sinks + window is 7: cache_format int4"),
     ],
 )
 def test_bad_json_is_refused_by_name_and_value(text: str, says: str) -> None:
@@ -110,7 +122,7 @@ def test_unknown_profile_lists_the_known_ones() -> None:
 
 
 def test_replace_keeps_what_is_none() -> None:
-    config = DeltaConfig().replace(window=3, sinks=None)
-    assert (config.window, config.sinks) == (3, DeltaConfig().sinks)
+    config = DeltaConfig().replace(window=30, sinks=None)
+    assert (config.window, config.sinks) == (30, DeltaConfig().sinks)
     with pytest.raises(DeltaLLMError):
         config.replace(threshold=math.nan)

@@ -23,6 +23,7 @@ CONFIG = DeltaConfig(
     v_skip=0.125,
     prefill="delta",
     cache_format="float16",
+    prefill_compute="bfloat16",
 )
 
 

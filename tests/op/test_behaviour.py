@@ -9,29 +9,17 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from support.delta_feeds import HEADS, delta_feeds
+from support.instruction_sets import vector_sets
 from support.op_session import delta_attention_model, run_delta_attention, session
 
 from deltallm_onnx.reference import delta_attention
 
-#: What this machine runs beside the scalar kernels; a set it lacks is refused, and then there is nothing to compare.
-VECTOR_SETS = ("avx2", "avx512", "neon")
 RULES: dict[str, dict[str, Any]] = {
     "element": {"granularity": "element", "delta_window": 5, "sinks": 2},
     "row": {"granularity": "row", "delta_window": 3, "refresh": 7},
     "row absolute, exact prefill": {"granularity": "row", "row_rule": "absolute", "prefill": "exact", "sinks": 1},
     "v_skip": {"granularity": "row", "delta_window": 4, "v_skip": 0.05},
 }
-
-
-def supported(isa: str) -> bool:
-    model = delta_attention_model(delta_feeds(np.random.default_rng(0)), **HEADS)
-    try:
-        session(model, isa=isa)
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        if "which this processor cannot run" not in str(error):
-            raise
-        return False
-    return True
 
 
 @pytest.mark.parametrize("rules", RULES)
@@ -43,7 +31,7 @@ def test_agrees_with_the_oracle_on_every_instruction_set(rules: str, shape: tupl
     feeds = delta_feeds(rng, new_tokens=new_tokens, past=past, head_size=20, cache=cache, padding=3, threshold=0.9)
     attributes = {**HEADS, **RULES[rules]}
     expected = delta_attention(**feeds, **attributes, cache_format=cache)
-    for isa in ("scalar", *filter(supported, VECTOR_SETS)):
+    for isa in ("scalar", *vector_sets()):
         found = run_delta_attention(feeds, isa=isa, **attributes)
         # v_skip may skip less than the oracle: it compares with the largest probability so far. Left-out values weigh
         # at most n·ε·max|v| together, and no more than the sum of their probabilities.

@@ -72,7 +72,18 @@ ATTRIBUTE_REFUSALS = {
     "granularity": ({"granularity": "block"}, 'granularity is "block": choose one of "element", "row".'),
     "row_rule": ({"row_rule": "rms"}, 'row_rule is "rms": choose one of "relative", "absolute".'),
     "prefill": ({"prefill": "none"}, 'prefill is "none": choose one of "exact", "delta".'),
-    "cache_format": ({"cache_format": "int8"}, 'cache_format is "int8": this library stores "float32" and "float16".'),
+    "cache_format": (
+        {"cache_format": "int3"},
+        'cache_format is "int3": choose one of "float32", "float16", "int8", "int4".',
+    ),
+    "prefill_compute": (
+        {"prefill_compute": "float16"},
+        'prefill_compute is "float16": choose one of "float32", "bfloat16", "int8".',
+    ),
+    "exact rows of a packed cache": (
+        {"cache_format": "int8", "delta_window": 5, "sinks": 2},
+        'sinks + delta_window is 7: cache_format "int8" needs at least 8.',
+    ),
     "heads": ({"num_heads": 5}, "num_heads is 5 and kv_num_heads 2: give positive numbers"),
     "window": ({"delta_window": -1}, "delta_window is -1: give a whole number of tokens, 0 or more."),
     "sinks": ({"sinks": -3}, "sinks is -3: give a whole number of tokens, 0 or more."),
@@ -91,7 +102,7 @@ ATTRIBUTE_REFUSALS = {
     ),
     "cache of another type": (
         {"cache_format": "float16"},
-        'past_key is of type float32, but cache_format is "float16": give that type.',
+        'past_key is of type float32, but cache_format is "float16": give float16.',
     ),
 }
 
@@ -124,7 +135,9 @@ def test_caches_that_go_nowhere_are_refused() -> None:
 
 def test_an_unknown_or_foreign_isa_is_refused_at_session_creation() -> None:
     model = delta_attention_model(delta_feeds(np.random.default_rng(0)), **HEADS)
-    with pytest.raises(Exception, match="DELTALLM_ISA is 'sse9': give one of scalar, avx2, avx512, neon"):
+    with pytest.raises(
+        Exception, match="DELTALLM_ISA is 'sse9': give one of scalar, avx2, avx512, avx512_vnni, neon, neon_dotprod"
+    ):
         session(model, isa="sse9")
 
 

@@ -31,6 +31,7 @@ CONFIG = DeltaConfig(
     v_skip=0.125,
     prefill="delta",
     cache_format="float16",
+    prefill_compute="bfloat16",
 )
 
 
@@ -73,6 +74,7 @@ def test_every_field_of_the_configuration_arrives() -> None:
             "v_skip": 0.125,
             "prefill": "delta",
             "cache_format": "float16",
+            "prefill_compute": "bfloat16",
         }
         names = [None if value is None else value.name for value in node.inputs]
         assert names[3:5] == [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]

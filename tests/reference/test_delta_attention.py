@@ -277,11 +277,17 @@ def test_bad_arguments_are_refused_with_a_sentence() -> None:
     refused("local_window_size is 0", local_window_size=0)
     refused("v_skip is 1", v_skip=1.0)
     refused("'later'", prefill="later")
-    refused("'int8'", cache_format="int8")
+    refused("'int3'", cache_format="int3")
+    refused("'float16'", prefill_compute="float16")
     refused("Only one of key and value", value=None)
     refused("key has shape", key=np.zeros((2, 3, 5)))
     refused("Only one of past_key and past_value", past_key=past)
-    refused("past_key is float32 but cache_format is float16", past_key=past, past_value=past, cache_format="float16")
+    refused(
+        "past_key is float32: this cache_format is stored as float16",
+        past_key=past,
+        past_value=past,
+        cache_format="float16",
+    )
     refused("past_value has shape", past_key=past, past_value=past[:1])
     refused("4 rows and past_value 3", past_key=past, past_value=past[:, :, :3])
     refused("without total_sequence_length", seqlens_k=np.array([2, 2], np.int32))

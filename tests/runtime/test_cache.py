@@ -8,7 +8,7 @@ from support.tiny_decoder import HEAD_SIZE, KV_HEADS, LAYERS, VOCABULARY
 
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.runtime import DecoderModel, cache_spec
-from deltallm_onnx.runtime.cache import GROWTH, GROWTH_ROWS, grown_capacity
+from deltallm_onnx.runtime.cache import CAPACITY_ROWS, GROWTH, GROWTH_TOKENS, grown_tokens
 
 # Float32 sums of HIDDEN = 40 terms of size up to 100, in another order.
 TOLERANCE = 2e-5
@@ -26,10 +26,10 @@ def test_cache_spec_refuses_an_unknown_format() -> None:
 
 @pytest.mark.parametrize("total", [1, 31, 32, 33, 1000, 4097])
 def test_growth_leaves_room_and_little_of_it(total: int) -> None:
-    rows = grown_capacity(total, None)
-    assert total < rows <= total * GROWTH + GROWTH_ROWS
-    assert grown_capacity(total, total + 3) == min(rows, total + 3)
-    assert grown_capacity(total, 1) == total, "a limit that was wrong must not make the buffer too small"
+    tokens = grown_tokens(total, None)
+    assert total < tokens <= total * GROWTH + GROWTH_TOKENS
+    assert grown_tokens(total, total + 3) == min(tokens, total + 3)
+    assert grown_tokens(total, 1) == total, "a limit that was wrong must not make the buffer too small"
 
 
 def test_in_place_and_fed_back_caches_hold_the_same_rows(dense_path: Path, in_place_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_in_place_buffers_stay_where_they_are_between_growths(in_place_path: Pat
     for _ in range(7):
         model.step(np.zeros((1, 1), np.int64), cache)
     assert cache._values[tensor.past].data_ptr() == before
-    assert cache.capacity(tensor) == cache.length == 12
+    assert (cache.length, cache.capacity(tensor)) == (12, CAPACITY_ROWS)
 
 
 def test_bytes_are_those_of_the_rows(dense_path: Path, in_place_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_bytes_are_those_of_the_rows(dense_path: Path, in_place_path: Path) -> N
         assert cache.bytes_in_use == cache.bytes_allocated == 0
         model.step(np.zeros((3, 37), np.int64), cache)
         assert cache.bytes_in_use == 3 * 37 * row_bytes
-        assert cache.bytes_in_use <= cache.bytes_allocated <= 3 * row_bytes * (37 * GROWTH + GROWTH_ROWS)
+        assert cache.bytes_in_use <= cache.bytes_allocated <= 3 * row_bytes * (37 * GROWTH + GROWTH_TOKENS)
 
 
 def test_chunks_and_one_shot_give_the_same_logits(in_place_path: Path) -> None:

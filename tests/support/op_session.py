@@ -13,7 +13,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from deltallm_onnx.runtime import ops_library_path
+from deltallm_onnx.runtime import cache_spec, ops_library_path
 
 Array = npt.NDArray[Any]
 
@@ -136,7 +136,9 @@ def delta_attention_model(
     **attributes: Any,
 ) -> bytes:
     """A DeltaAttention model for these feeds; the cache's type is past_key's, else cache_format's, else float32."""
-    cache = feeds["past_key"].dtype if "past_key" in feeds else np.dtype(attributes.get("cache_format", "float32"))
+    cache, _ = cache_spec(attributes.get("cache_format", "float32"), 1)
+    if "past_key" in feeds:
+        cache = feeds["past_key"].dtype
     types = {
         "output": onnx_type(feeds["query"].dtype),
         "present_key": onnx_type(cache),
