@@ -109,10 +109,12 @@ def roofline(record: Record, threads: int = 1) -> str:
 
 
 def all_geometries(suite: str, records: Path = RECORDS) -> str:
-    """Our ratios on one thread, a row per geometry and setting."""
+    """Our ratios on one thread, a row per setting of every geometry that was measured."""
     rows: list[list[str]] = []
     names: list[str] = []
     for geometry in GEOMETRIES:
+        if not (records / f"attention-{suite}-{geometry}.json").is_file():
+            continue
         record = load(f"attention-{suite}-{geometry}", records)
         names = names or ours(record)
         for result in record["results"]:
@@ -136,6 +138,11 @@ def slopes(record: Record, threads: int = 1) -> str:
             slope = (end[name]["microseconds"]["median"] - begin[name]["microseconds"]["median"]) * 1e3 / tokens
             rows.append([name, f"{slope:.0f}"])
     return markdown(["decode", f"ns per token from {_past(shortest)} to {_past(longest)}"], rows)
+
+
+def steps(record: Record) -> Record:
+    """A record's decode steps alone."""
+    return {**record, "results": [result for result in record["results"] if result["new_tokens"] == 1]}
 
 
 def _past(result: Record) -> int:
@@ -287,7 +294,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "chunk": lambda: ratios(load(f"attention-chunk-{_LLAMA}"), 1),
     "decode, per token": lambda: slopes(load(f"attention-decode-{_LLAMA}")),
     "prompt, per key": lambda: per_pair(load(f"attention-prompt-{_LLAMA}")),
-    "OpenVINO, decode": lambda: slopes(load(f"openvino-{_LLAMA}")),
+    "OpenVINO, decode": lambda: roofline(steps(load(f"openvino-{_LLAMA}"))),
     "OpenVINO, prompt": lambda: per_pair(load(f"openvino-{_LLAMA}")),
     "overhead": lambda: against(load(f"attention-overhead-{_LLAMA}")),
     "scaling": lambda: against(load(f"attention-scaling-{_LLAMA}"), 2),
