@@ -15,8 +15,8 @@ from typing import Any
 
 #: Rounds that are taken in any case: quartiles of fewer say little.
 LEAST_ROUNDS = 5
-#: How long ONNX Runtime's idle worker threads keep a core busy before they sleep, with a margin, in seconds. With 3 ms, the
-#: workers of ten sessions still slowed each other on two cores.
+#: How long ONNX Runtime's idle worker threads keep a core busy before they sleep, with a margin, in seconds. With
+#: 3 ms, the workers of ten sessions still slowed each other on two cores.
 SPIN_SECONDS = 0.05
 
 
