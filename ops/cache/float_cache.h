@@ -68,14 +68,4 @@ inline void AddRows(const Kernels& kernels, ElementType type, const float* weigh
   }
 }
 
-inline void TransposeRows(const Kernels& kernels, ElementType type, const char* rows, int64_t count, int64_t head_size,
-                          float* columns, int64_t column_stride) {
-  if (type == ElementType::kFloat32) {
-    kernels.transpose_f32({reinterpret_cast<const float*>(rows), head_size}, count, head_size, columns, column_stride);
-  } else {
-    kernels.transpose_f16({reinterpret_cast<const uint16_t*>(rows), head_size}, count, head_size, columns,
-                          column_stride);
-  }
-}
-
 }  // namespace deltallm

@@ -37,14 +37,6 @@ struct Kernels {
   void (*add_rows_f16)(const float* weights, int64_t weight_stride, int64_t heads, RowsOf<uint16_t> value, int64_t rows,
                        int64_t head_size, float* sum, int64_t sum_stride);
 
-  /// c[m×n] = (accumulate ? c : 0) + a[m×k] · b[k×n], all row-major.
-  void (*matmul)(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c, int64_t c_stride,
-                 int64_t m, int64_t n, int64_t k, bool accumulate);
-
-  /// columns[c·column_stride + j] = rows[j][c] as float32.
-  void (*transpose_f32)(RowsOf<float> rows, int64_t count, int64_t head_size, float* columns, int64_t column_stride);
-  void (*transpose_f16)(RowsOf<uint16_t> rows, int64_t count, int64_t head_size, float* columns, int64_t column_stride);
-
   /// The largest of x[0..n); −∞ for n = 0. A NaN may be left out: it shows up in exp_and_sum.
   float (*maximum)(const float* x, int64_t n);
   /// x[i] = e^(x[i] − offset) for x[i] ≤ offset, exactly 0 for x[i] = −∞; returns the sum. NaN stays NaN.

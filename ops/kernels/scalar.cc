@@ -40,30 +40,6 @@ void AddRows(const float* weights, int64_t weight_stride, int64_t heads, RowsOf<
   }
 }
 
-void Matmul(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c, int64_t c_stride, int64_t m,
-            int64_t n, int64_t k, bool accumulate) {
-  for (int64_t i = 0; i < m; ++i) {
-    float* c_row = c + i * c_stride;
-    if (!accumulate) {
-      for (int64_t j = 0; j < n; ++j) c_row[j] = 0.0f;
-    }
-    for (int64_t l = 0; l < k; ++l) {
-      const float factor = a[i * a_stride + l];
-      const float* b_row = b + l * b_stride;
-      for (int64_t j = 0; j < n; ++j) c_row[j] += factor * b_row[j];
-    }
-  }
-}
-
-template <typename T>
-void Transpose(RowsOf<T> rows, int64_t count, int64_t head_size, float* columns, int64_t column_stride) {
-  for (int64_t j = 0; j < count; ++j) {
-    for (int64_t c = 0; c < head_size; ++c) {
-      columns[c * column_stride + j] = Load(rows.data[j * rows.stride + c]);
-    }
-  }
-}
-
 float Maximum(const float* x, int64_t n) {
   float largest = -std::numeric_limits<float>::infinity();
   for (int64_t i = 0; i < n; ++i) {
@@ -105,9 +81,6 @@ const Kernels kScalarKernels = {
     ScoreRows<uint16_t>,
     AddRows<float>,
     AddRows<uint16_t>,
-    Matmul,
-    Transpose<float>,
-    Transpose<uint16_t>,
     Maximum,
     ExpAndSum,
     Softcap,

@@ -94,7 +94,7 @@ inline void RowsProduct(int64_t vectors, const float* a, int64_t a_stride, const
       return;
     }
   }
-  MatmulTile<kRows, kVectors, false>(a, a_stride, b, b_stride, c, c_stride, k, 0, accumulate);
+  MatmulTile<kRows, kVectors>(a, a_stride, b, b_stride, c, c_stride, k, accumulate);
 }
 
 inline void TileProduct(int64_t rows, int64_t vectors, const float* a, int64_t a_stride, const float* b,

@@ -103,38 +103,6 @@ void CheckAddRows(const Kernels& kernels, Random& random, int64_t heads, int64_t
   }
 }
 
-void CheckMatmul(const Kernels& kernels, Random& random, int64_t m, int64_t n, int64_t k) {
-  const int64_t a_stride = k + random.Int(0, 3);
-  const int64_t b_stride = n + random.Int(0, 3);
-  const int64_t c_stride = n + random.Int(1, 3);
-  const std::vector<float> a = random.Normals(m * a_stride + 1);
-  const std::vector<float> b = random.Normals(k * b_stride + 1);
-  for (const bool accumulate : {false, true}) {
-    const std::vector<float> before = random.Normals(m * c_stride + 1);
-    std::vector<float> c = before;
-    kernels.matmul(a.data(), a_stride, b.data(), b_stride, c.data(), c_stride, m, n, k, accumulate);
-    for (int64_t i = 0; i < m; ++i) {
-      for (int64_t j = 0; j < c_stride; ++j) {
-        const auto at = static_cast<size_t>(i * c_stride + j);
-        if (j >= n) {
-          EXPECT(c[at] == before[at], kernels.isa, " wrote outside at ", i, ",", j);
-          continue;
-        }
-        double expected = accumulate ? before[at] : 0.0;
-        double magnitude = std::fabs(expected);
-        for (int64_t l = 0; l < k; ++l) {
-          const double term =
-              double{a[static_cast<size_t>(i * a_stride + l)]} * b[static_cast<size_t>(l * b_stride + j)];
-          expected += term;
-          magnitude += std::fabs(term);
-        }
-        EXPECT(std::fabs(c[at] - expected) <= Bound(k, magnitude), kernels.isa, " m ", m, " n ", n, " k ", k, ": ",
-               c[at], " for ", expected);
-      }
-    }
-  }
-}
-
 DELTALLM_TEST(kernels, scores_agree_with_a_double_sum) {
   Random random;
   for (const Kernels* kernels : AvailableKernels()) {
@@ -153,43 +121,6 @@ DELTALLM_TEST(kernels, sums_of_values_agree_with_a_double_sum) {
       for (const int64_t heads : kHeads) CheckAddRows(*kernels, random, heads, random.Pick(kRows), size);
     }
     for (const int64_t rows : kRows) CheckAddRows(*kernels, random, random.Pick(kHeads), rows, random.Pick(kHeadSizes));
-  }
-}
-
-DELTALLM_TEST(kernels, matrix_products_agree_with_a_double_sum) {
-  Random random;
-  for (const Kernels* kernels : AvailableKernels()) {
-    for (const int64_t m : {0, 1, 2, 3, 5, 6, 7, 9, 12, 13}) {
-      for (const int64_t n : {0, 1, 7, 8, 15, 16, 17, 33, 64, 65, 97}) {
-        CheckMatmul(*kernels, random, m, n, random.Pick<int64_t>({0, 1, 5, 16, 37}));
-      }
-    }
-  }
-}
-
-DELTALLM_TEST(kernels, transpose_moves_every_element) {
-  Random random;
-  for (const Kernels* kernels : AvailableKernels()) {
-    for (const int64_t count : {0, 1, 3, 4, 7, 8, 15, 16, 17, 37}) {
-      for (const int64_t size : kHeadSizes) {
-        const int64_t stride = size + random.Int(0, 3);
-        const int64_t column_stride = count + random.Int(1, 3);
-        const std::vector<float> rows = random.Normals(count * stride + 1);
-        const std::vector<uint16_t> half = ToHalf(rows);
-        std::vector<float> columns(static_cast<size_t>(size * column_stride), kUntouched);
-        std::vector<float> from_half = columns;
-        kernels->transpose_f32({rows.data(), stride}, count, size, columns.data(), column_stride);
-        kernels->transpose_f16({half.data(), stride}, count, size, from_half.data(), column_stride);
-        for (int64_t c = 0; c < size; ++c) {
-          for (int64_t j = 0; j < column_stride; ++j) {
-            const auto at = static_cast<size_t>(c * column_stride + j);
-            const auto source = static_cast<size_t>(j * stride + c);
-            EXPECT(columns[at] == (j < count ? rows[source] : kUntouched), kernels->isa, " ", count, "x", size);
-            EXPECT(from_half[at] == (j < count ? HalfToFloat(half[source]) : kUntouched), kernels->isa);
-          }
-        }
-      }
-    }
   }
 }
 
