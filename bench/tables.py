@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.geometry import GEOMETRIES
+from bench.slopes import Axis, per_past_token, per_query_and_key
+from bench.slopes import slopes as slopes_of
 from deltallm_onnx.errors import DeltaLLMError
 
 RECORDS = Path(__file__).parent / "records"
@@ -140,11 +142,6 @@ def slopes(record: Record, threads: int = 1) -> str:
     return markdown(["decode", f"ns per token from {_past(shortest)} to {_past(longest)}"], rows)
 
 
-def steps(record: Record) -> Record:
-    """A record's decode steps alone."""
-    return {**record, "results": [result for result in record["results"] if result["new_tokens"] == 1]}
-
-
 def _past(result: Record) -> int:
     return int(result["past_tokens"])
 
@@ -159,6 +156,46 @@ def per_pair(record: Record, threads: int = 1) -> str:
         [row["name"], f"{row['microseconds']['median'] * 1e3 / pairs:.0f}", ratio(row)] for row in longest["contenders"]
     ]
     return markdown([f"prompt of {new} tokens", "ns per query and key", "against the fastest GQA"], rows)
+
+
+def decode_costs(record: Record, threads: int = 1) -> str:
+    """Decode steps at every length, and what a past token costs: ours beside OpenVINO."""
+    results = [r for r in record["results"] if r["threads"] == threads and r["new_tokens"] == 1]
+    return _costs(results, per_past_token, "past_tokens", "ns per past token")
+
+
+def prompt_costs(record: Record, threads: int = 1) -> str:
+    """Prompts of every length, and what a query and key cost: ours beside OpenVINO."""
+    results = [r for r in record["results"] if r["threads"] == threads and r["new_tokens"] > 1]
+    return _costs(results, per_query_and_key, "new_tokens", "ns per query and key")
+
+
+def openvino(record: Record) -> str:
+    """What the OpenVINO record was taken with."""
+    package = f"OpenVINO {record['openvino'].split('-')[0]}, onnxruntime {record['versions']['onnxruntime']}"
+    return f"{record['cpu']}; {package}; {record['date'][:10]}.\n"
+
+
+def _costs(results: Sequence[Record], axis: Axis, length: str, unit: str) -> str:
+    ordered = sorted(results, key=lambda result: int(result[length]))
+    costs = slopes_of(ordered, axis)
+    fewest = min((cost.median for name, cost in costs.items() if name.startswith("OpenVINO")), default=0.0)
+    found = [named(result) for result in ordered]
+    others = [other for row in found[-1].values() for other in row["speedups"] if other.startswith("OpenVINO")]
+    other = others[0] if others else "OpenVINO"
+    rows = []
+    for name, cost in costs.items():
+        medians = [each[name]["microseconds"]["median"] if name in each else None for each in found]
+        times = ["–" if median is None else f"{median:.0f}" for median in medians]
+        slope = f"{cost.median:.0f} ({cost.lower:.0f}–{cost.upper:.0f})"
+        last = found[-1][name]
+        error = "–" if last["relative_error"] is None else f"{last['relative_error']:.1e}"
+        # On a busy machine noise can outweigh the slope of short contexts.
+        share = f"{fewest / cost.median:.2f}" if min(fewest, cost.median) > 0 else "–"
+        rows.append([name, *times, slope, share, ratio(last, other), error])
+    end = f"at {ordered[-1][length]}"
+    head = ["contender", *(f"µs at {result[length]}" for result in ordered), unit, "OpenVINO's fewest / these"]
+    return markdown([*head, f"times as fast as {other} {end}", f"relative error {end}"], rows)
 
 
 def against(record: Record, threads: int = 1) -> str:
@@ -294,8 +331,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "chunk": lambda: ratios(load(f"attention-chunk-{_LLAMA}"), 1),
     "decode, per token": lambda: slopes(load(f"attention-decode-{_LLAMA}")),
     "prompt, per key": lambda: per_pair(load(f"attention-prompt-{_LLAMA}")),
-    "OpenVINO, decode": lambda: roofline(steps(load(f"openvino-{_LLAMA}"))),
-    "OpenVINO, prompt": lambda: per_pair(load(f"openvino-{_LLAMA}")),
+    "OpenVINO, versions": lambda: openvino(load(f"openvino-{_LLAMA}")),
+    "OpenVINO, decode": lambda: decode_costs(load(f"openvino-{_LLAMA}")),
+    "OpenVINO, prompt": lambda: prompt_costs(load(f"openvino-{_LLAMA}")),
     "overhead": lambda: against(load(f"attention-overhead-{_LLAMA}")),
     "scaling": lambda: against(load(f"attention-scaling-{_LLAMA}"), 2),
     "errors": lambda: errors([load(f"attention-{suite}-{_LLAMA}") for suite in ("decode", "prompt")]),

@@ -260,10 +260,10 @@ class Step {
       float* row = weights_.data() + g * kChunk;
       const float largest = std::max(top[g], format_.kernels.maximum(row, rows));
       if (largest > top[g]) {
-        format_.kernels.scale(sum_.data() + g * geometry.head_size, geometry.head_size, std::exp(top[g] - largest));
+        format_.kernels.scale(sum_.data() + g * geometry.head_size, geometry.head_size, std::exp2(top[g] - largest));
         top[g] = largest;
       }
-      denominator_ += format_.kernels.exp_and_sum(row, rows, largest);
+      denominator_ += format_.kernels.exp2_and_sum(row, rows, largest);
     }
   }
 

@@ -22,6 +22,12 @@ struct PackedHeader {
 /// Fields that a short slab has no slot for are as they should be, with nothing coded.
 PackedHeader ReadHeader(const PackedLayout& layout, const uint8_t* value_slab);
 
+/// Asks the memory for the header.
+inline void PrefetchHeader(const PackedLayout& layout, const uint8_t* value_slab) {
+  // The value tags of the first tile end it.
+  if (layout.whole_tiles() > 0) __builtin_prefetch(value_slab + layout.tile_bytes() - 2 * kTileRows);
+}
+
 /// As much of the header as the slab has slots for.
 void WriteHeader(const PackedLayout& layout, const PackedState& state, uint8_t* value_slab);
 

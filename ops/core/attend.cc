@@ -5,8 +5,8 @@
 
 namespace deltallm {
 
-float AttendCall::scale() const {
-  return rules.scale != 0.0f ? rules.scale : 1.0f / std::sqrt(static_cast<float>(geometry.head_size));
+float AttendCall::ScoreFactor() const {
+  return kLog2E * (rules.scale != 0.0f ? rules.scale : 1.0f / std::sqrt(static_cast<float>(geometry.head_size)));
 }
 
 int64_t AttendCall::BiasOffset(int64_t b, int64_t h, int64_t s) const {
@@ -18,7 +18,7 @@ int64_t AttendCall::BiasOffset(int64_t b, int64_t h, int64_t s) const {
 void AttendCall::AddBias(int64_t b, int64_t h, int64_t s, int64_t first, int64_t count, float* scores) const {
   if (!bias.present) return;
   const int64_t offset = BiasOffset(b, h, s) + first;
-  for (int64_t i = 0; i < count; ++i) scores[i] += FloatAt(bias.data, bias.type, offset + i);
+  for (int64_t i = 0; i < count; ++i) scores[i] += kLog2E * FloatAt(bias.data, bias.type, offset + i);
 }
 
 void AttendCall::SkipValues(int64_t b, int64_t kv_head, KeyRange held, int64_t first, int64_t count,
@@ -43,10 +43,10 @@ void AttendCall::SkipValues(int64_t b, int64_t kv_head, KeyRange held, int64_t f
 float AttendCall::Finish(int64_t h, float maximum, float denominator) const {
   if (denominator == 0.0f) return 0.0f;
   if (!head_sink.present) return 1.0f / denominator;
-  const float sink = FloatAt(head_sink.data, head_sink.type, h);
+  const float sink = kLog2E * FloatAt(head_sink.data, head_sink.type, h);
   const float top = std::max(maximum, sink);
-  const float weight = std::exp(maximum - top);
-  return weight / (denominator * weight + std::exp(sink - top));
+  const float weight = std::exp2(maximum - top);
+  return weight / (denominator * weight + std::exp2(sink - top));
 }
 
 void Attend(const AttendCall& call, const Parallel& parallel) {

@@ -35,6 +35,9 @@ struct SkipCounter {
   const uint8_t* row_repeats = nullptr;      ///< [B·Hkv, capacity], or null: no runs
 };
 
+// Scores are in units of log 2, so that a weight is 2^(score − maximum): a power of two is cheaper than one of e.
+constexpr float kLog2E = 1.44269504088896341f;
+
 struct AttendCall {
   const Kernels* kernels = nullptr;
   Geometry geometry;
@@ -50,10 +53,16 @@ struct AttendCall {
   /// token, and its keys are all read exactly.
   const PastBlocks* past = nullptr;
 
-  float scale() const;
+  /// Turns query · key into a score.
+  float ScoreFactor() const;
 
   /// Where the bias of (b, query head h, token s) for cache row 0 lies, in elements.
   int64_t BiasOffset(int64_t b, int64_t h, int64_t s) const;
+
+  /// cap · tanh(x / cap) keeps its form in any unit.
+  void Softcap(float* scores, int64_t count) const {
+    if (rules.softcap > 0.0f) kernels->softcap(scores, count, rules.softcap * kLog2E);
+  }
 
   /// scores[i] += bias of (b, query head h, token s, cache row first + i) for i < count.
   void AddBias(int64_t b, int64_t h, int64_t s, int64_t first, int64_t count, float* scores) const;

@@ -10,10 +10,10 @@
 namespace deltallm {
 namespace {
 
-// Sums of values that a task keeps: with the packed queries, keys and values they fill half of a megabyte of
-// second-level cache.
-constexpr int64_t kSumsPerTask = 49152;
-constexpr int64_t kMostRowsPerTask = 768;
+// Sums of values that a task keeps. They and the queries pass through the second-level cache once per block of keys, in
+// order, so they need not fit into it; more of them means that keys and values are packed less often.
+constexpr int64_t kSumsPerTask = 98304;
+constexpr int64_t kMostRowsPerTask = 1536;
 // Fewer rows would not pay for packing the keys.
 constexpr int64_t kFewestRowsPerTask = 96;
 // Waking another thread costs some microseconds; smaller calls stay on the calling one.

@@ -2,7 +2,8 @@
 // keys, so that every key and value row is loaded once per group; ranges of one head merge by maximum, denominator and
 // sum.
 #include <algorithm>
-#include <memory>
+#include <utility>
+#include <vector>
 
 #include "core/attend.h"
 #include "core/partial.h"
@@ -11,13 +12,32 @@
 namespace deltallm {
 namespace {
 
-// Long enough to stream keys and values from memory in turn, short enough to keep a block's weights in the first-level
-// cache.
-constexpr int64_t kKeysPerBlock = 512;
+// Every turn from keys to values and back costs about a microsecond, until the hardware's prefetching has found the new
+// stream. A block's weights should stay in the second-level cache.
+constexpr int64_t kKeysPerBlock = 2048;
 // Splitting costs a merge and a task; below this many keys it does not pay.
 constexpr int64_t kKeysPerSplit = 512;
 // Waking another thread costs some microseconds; smaller calls stay on the calling one.
 constexpr int64_t kMacsWorthThreads = 1 << 17;
+
+/// Memory for the partials of a call, kept per thread for the next. A call that begins while another one of the thread
+/// runs takes memory of its own.
+class KeptFloats {
+ public:
+  explicit KeptFloats(int64_t count) : floats_(std::move(kept_)) {
+    if (floats_.size() < static_cast<size_t>(count)) floats_.resize(static_cast<size_t>(count));
+  }
+  ~KeptFloats() { kept_ = std::move(floats_); }
+  KeptFloats(const KeptFloats&) = delete;
+  KeptFloats& operator=(const KeptFloats&) = delete;
+  float* data() { return floats_.data(); }
+
+ private:
+  static thread_local std::vector<float> kept_;
+  std::vector<float> floats_;
+};
+
+thread_local std::vector<float> KeptFloats::kept_;
 
 class OneQuery {
  public:
@@ -43,7 +63,7 @@ class OneQuery {
     for (int64_t g = 0; g < group_; ++g) {
       call_.query.Read(kernels_, b_, 0, kv_head_ * group_ + g, buffer, query + g * head_size_);
     }
-    kernels_.scale(query, group_ * head_size_, call_.scale());
+    kernels_.scale(query, group_ * head_size_, call_.ScoreFactor());
     partial.Clear(group_, head_size_);
     for (int64_t first = keys.begin; first < keys.end; first += kKeysPerBlock) {
       Block(query, first, std::min(kKeysPerBlock, keys.end - first), weights, partial);
@@ -64,10 +84,10 @@ class OneQuery {
     Scores(query, first, count, weights);
     for (int64_t g = 0; g < group_; ++g) {
       float* row = weights + g * kKeysPerBlock;
-      if (call_.rules.softcap > 0.0f) kernels_.softcap(row, count, call_.rules.softcap);
+      call_.Softcap(row, count);
       call_.AddBias(b_, kv_head_ * group_ + g, 0, first, count, row);
       const float offset = partial.Raise(kernels_, g, head_size_, row, count);
-      partial.denominator[g] += kernels_.exp_and_sum(row, count, offset);
+      partial.denominator[g] += kernels_.exp2_and_sum(row, count, offset);
       if (call_.rules.v_skip > 0.0f && partial.maximum[g] > Partial::kNegativeInfinity) {
         call_.SkipValues(b_, kv_head_, held_, first, count, row);
       }
@@ -152,7 +172,7 @@ void AttendOne(const AttendCall& call, const Parallel& parallel) {
   const int64_t most_keys = MostKeys(call);
   const int64_t splits = SplitsPerHead(parallel.threads, heads, most_keys, kKeysPerSplit);
   const int64_t size = Partial::Size(group, geometry.head_size);
-  const std::unique_ptr<float[]> partials(new float[static_cast<size_t>(heads * splits * size)]);
+  KeptFloats partials(heads * splits * size);
   const bool small = heads * group * geometry.head_size * most_keys < kMacsWorthThreads;
 
   ParallelFor(small ? Parallel{} : parallel, heads * splits, [&](int64_t task) {
@@ -162,16 +182,16 @@ void AttendOne(const AttendCall& call, const Parallel& parallel) {
     const KeyRange visible = query.visible();
     const int64_t per_split = (visible.size() + splits - 1) / splits;
     const int64_t begin = visible.begin + split * per_split;
-    const Partial partial(partials.get() + task * size, group);
+    const Partial partial(partials.data() + task * size, group);
     query.Run({begin, std::min(visible.end, begin + per_split)}, partial);
     if (splits == 1) query.Write(partial);
   });
   if (splits == 1) return;
   for (int64_t head = 0; head < heads; ++head) {
     const OneQuery query(call, head / geometry.kv_heads, head % geometry.kv_heads);
-    const Partial whole(partials.get() + head * splits * size, group);
+    const Partial whole(partials.data() + head * splits * size, group);
     for (int64_t split = 1; split < splits; ++split) {
-      whole.Merge(Partial(partials.get() + (head * splits + split) * size, group), group, geometry.head_size);
+      whole.Merge(Partial(partials.data() + (head * splits + split) * size, group), group, geometry.head_size);
     }
     query.Write(whole);
   }

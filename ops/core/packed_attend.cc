@@ -24,9 +24,6 @@ int64_t MostKeys(const PackedAttendCall& call) {
   return most;
 }
 
-/// The head that this thread read last, −1 after a call's last one: only a guess at which it will read next.
-thread_local int64_t last_head = -1;
-
 /// Small enough for the stack of any thread; larger groups take memory of their own.
 constexpr int64_t kPartialOnStack = 2048;
 
@@ -39,7 +36,7 @@ void AttendPackedToken(const PackedAttendCall& call, int64_t b, int64_t kv_head,
   float on_stack[kPartialOnStack];
   const std::unique_ptr<float[]> on_heap(size > kPartialOnStack ? new float[static_cast<size_t>(size)] : nullptr);
   const Partial partial(on_heap == nullptr ? on_stack : on_heap.get(), group);
-  query.Run(0, query.tiles(), partial, false);
+  query.Run(0, query.tiles(), partial, call.attend.geometry.new_tokens == 1);
   query.Write(partial);
 }
 
@@ -69,10 +66,8 @@ void AttendPackedSplit(const PackedAttendCall& call, const PackedState* states, 
     const PackedQuery query(call, head / geometry.kv_heads, head % geometry.kv_heads, 0, states[head]);
     const int64_t blocks = (query.tiles() + kTilesPerBlock - 1) / kTilesPerBlock;
     const int64_t per_split = (blocks + splits - 1) / splits * kTilesPerBlock;
-    const bool in_order = splits == 1 && last_head == head - 1;
     query.Run(std::min(query.tiles(), split * per_split), std::min(query.tiles(), (split + 1) * per_split),
-              partial(head, split), in_order);
-    last_head = head + 1 == heads ? -1 : head;
+              partial(head, split), false);
   });
   for (int64_t head = 0; head < heads; ++head) {
     const PackedQuery query(call, head / geometry.kv_heads, head % geometry.kv_heads, 0, states[head]);

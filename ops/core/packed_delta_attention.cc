@@ -102,6 +102,7 @@ class PackedDeltaAttention {
     const Parallel& threads = one && IsSmallDecode(call) ? Parallel{} : parallel_;
     const int64_t splits = one ? PackedSplits(call, parallel_) : 1;
     if (splits == 1) {
+      if (one) PrefetchNewest(0);
       ParallelFor(threads, heads(), [&](int64_t head) { AppendTokens(head, &call); });
       return;
     }
@@ -113,9 +114,24 @@ class PackedDeltaAttention {
     AttendPackedSplit(call, states.data(), splits, threads);
   }
 
+  /// Asks the memory for the tiles that coding a token reads and writes at the end of the head's coded rows. What comes
+  /// before them is asked for when the head before is read.
+  void PrefetchNewest(int64_t head) const {
+    const PackedState& state = plan_.past_states[static_cast<size_t>(head)];
+    if (state.coded_rows == 0) return;
+    const int64_t slot = layout_.first_coded() + layout_.WaitingRows(state.coded_rows);
+    const int64_t begin = (slot - 1) / kTileRows * layout_.tile_bytes();
+    const int64_t end = std::min((slot / kTileRows + 1) * layout_.tile_bytes(), layout_.rows() * layout_.row_bytes());
+    for (int64_t byte = begin; byte < end; byte += 64) {
+      __builtin_prefetch(key_.Slab(head) + byte);
+      __builtin_prefetch(value_.Slab(head) + byte);
+    }
+  }
+
   /// Appends the call's tokens one by one; with `call`, each one's query reads the cache before the next is appended.
   void AppendTokens(int64_t head, const PackedAttendCall* call) {
     TakeOver(head);
+    if (geometry_.new_tokens == 1 && head + 1 < heads()) PrefetchNewest(head + 1);
     const RowSpan& span = Span(head);
     const int64_t b = head / geometry_.kv_heads;
     const int64_t appended = span.Appended(geometry_.new_tokens);

@@ -114,6 +114,11 @@ void CheckPackedPast(const DeltaAttentionAttributes& attributes, const DeltaAtte
              " rows of an ", FormatName(layout.format), " cache, but past_key has ", layout.capacity(),
              ": give the present of an earlier call of this layer.");
     }
+    // The heads' headers lie far apart in memory: asked for all at once, they come at once.
+    for (int64_t kv_head = 0; kv_head < geometry.kv_heads; ++kv_head) {
+      const int64_t head = b * geometry.kv_heads + kv_head;
+      PrefetchHeader(layout, in.past_value.as<uint8_t>() + head * layout.slab_bytes());
+    }
     for (int64_t kv_head = 0; kv_head < geometry.kv_heads; ++kv_head) {
       const int64_t head = b * geometry.kv_heads + kv_head;
       const PastOf of{b, kv_head};

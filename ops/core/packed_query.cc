@@ -13,20 +13,8 @@ PackedView ViewOf(const PackedAttendCall& call, int64_t b, int64_t s, const Pack
   return PackedView::Of(call.layout, state, visible.end - span.start, visible.begin - span.start);
 }
 
-/// x[i] = x[i] · factors[i]; returns the sum. `count` is a multiple of kTileRows.
-float MultiplyAndSum(float* x, const float* factors, int64_t count) {
-  float lanes[kTileRows] = {};
-  for (int64_t i = 0; i < count; i += kTileRows) {
-    for (int64_t lane = 0; lane < kTileRows; ++lane) {
-      const float product = x[i + lane] * factors[i + lane];
-      x[i + lane] = product;
-      lanes[lane] += product;
-    }
-  }
-  float sum = 0.0f;
-  for (const float lane : lanes) sum += lane;
-  return sum;
-}
+/// The slab of keys whose first bytes this thread asked for last, and those of its values. Only compared.
+thread_local const uint8_t* asked_for = nullptr;
 
 }  // namespace
 
@@ -67,7 +55,7 @@ int64_t PackedQuery::Work::Floats(const PackedQuery& query) {
   const int64_t group = query.group_;
   const int64_t stride = (query.head_size_ + 63) / 64 * 64;
   return Scratch::RoundUp(group * query.head_size_) + Scratch::RoundUp(2 * query.head_size_) +
-         Scratch::RoundUp(group * kRowsPerPanel) + Scratch::RoundUp(kRowsPerPanel) + 3 * Scratch::RoundUp(group) +
+         Scratch::RoundUp(group * kRowsPerPanel) + Scratch::RoundUp(kRowsPerPanel / 2) + 3 * Scratch::RoundUp(group) +
          group * stride + Scratch::RoundUp(query.layout_.tile_bytes() / 4) +
          Scratch::RoundUp(query.layout_.block_bytes() / 4);
 }
@@ -79,7 +67,7 @@ PackedQuery::Work::Work(const PackedQuery& of) : scratch_(Floats(of)) {
   query = scratch_.Take(group * head_size);
   float* buffer = scratch_.Take(2 * head_size);
   weights = scratch_.Take(group * kRowsPerPanel);
-  tokens = scratch_.Take(kRowsPerPanel);
+  tags = reinterpret_cast<uint16_t*>(scratch_.Take(kRowsPerPanel / 2));
   sums = scratch_.Take(group);
   packed.step = scratch_.Take(group);
   packed.sum = reinterpret_cast<int32_t*>(scratch_.Take(group));
@@ -92,18 +80,19 @@ PackedQuery::Work::Work(const PackedQuery& of) : scratch_(Floats(of)) {
   for (int64_t g = 0; g < group; ++g) {
     attend.query.Read(of.kernels_, of.b_, of.s_, of.kv_head_ * group + g, buffer, query + g * head_size);
   }
-  of.kernels_.scale(query, group * head_size, attend.scale());
+  of.kernels_.scale(query, group * head_size, attend.ScoreFactor());
   of.kernels_.packed->quantize_query(query, head_size, group, head_size, packed);
 }
 
-void PackedQuery::Run(int64_t first, int64_t last, const Partial& partial, bool in_order) const {
+void PackedQuery::Run(int64_t first, int64_t last, const Partial& partial, bool goes_on) const {
   const Work work(*this);
   partial.Clear(group_, head_size_);
   const Geometry& geometry = call_.attend.geometry;
   const int64_t head = b_ * geometry.kv_heads + kv_head_;
-  const bool followed = in_order && head + 1 < geometry.batch * geometry.kv_heads;
-  const bool cold = !in_order || head == 0;
-  ReadAheads ahead{{*this, first, last, key_, followed ? call_.key.Slab(head + 1) : nullptr, cold},
+  const bool followed = goes_on && head + 1 < geometry.batch * geometry.kv_heads;
+  const bool cold = asked_for != key_;
+  asked_for = followed ? call_.key.Slab(head + 1) : nullptr;
+  ReadAheads ahead{{*this, first, last, key_, asked_for, cold},
                    {*this, first, last, value_, followed ? call_.value.Slab(head + 1) : nullptr, cold}};
   PanelWalk walk(*this, first, last, kTilesPerPanel);
   Stretch panel{};
@@ -125,20 +114,20 @@ void PackedQuery::Panel(const Stretch& panel, const Work& work, const Partial& p
   Score(panel, work, ahead);
   for (int64_t g = 0; g < group_; ++g) {
     float* scores = work.weights + g * kRowsPerPanel;
-    if (rules.softcap > 0.0f) kernels_.softcap(scores, rows, rules.softcap);
+    call_.attend.Softcap(scores, rows);
     Mask(panel, g, scores);
     const float offset = partial.Raise(kernels_, g, head_size_, scores, rows);
-    work.sums[g] = kernels_.exp_and_sum(scores, rows, offset);
+    work.sums[g] = kernels_.exp2_and_sum(scores, rows, offset);
   }
   uint32_t needed = ~uint32_t{0};
   if (rules.v_skip > 0.0f) {
     needed = Needed(panel, work.weights);
     if (call_.left_out != nullptr) CountLeftOut(panel, needed);
   }
-  if (LoadTokens(panel, work.tokens)) {
+  if (LoadTags(panel, work.tags)) {
     // A row of n tokens counts n times, in the denominator and with its values.
     for (int64_t g = 0; g < group_; ++g) {
-      work.sums[g] = MultiplyAndSum(work.weights + g * kRowsPerPanel, work.tokens, rows);
+      work.sums[g] = kernels_.multiply_tokens_and_sum(work.weights + g * kRowsPerPanel, work.tags, rows);
     }
   }
   for (int64_t g = 0; g < group_; ++g) partial.denominator[g] += work.sums[g];
@@ -156,9 +145,11 @@ void PackedQuery::Score(const Stretch& panel, const Work& work, ReadAheads& ahea
     return;
   }
   const int64_t whole = std::min(panel.end, layout_.whole_tiles()) - panel.begin;
-  if (whole > 0) {
-    packed.score_tiles(work.packed, group_, key_ + panel.begin * layout_.tile_bytes(), whole, head_size_, work.weights,
-                       kRowsPerPanel, ahead.keys.Take(whole * layout_.tile_bytes()));
+  // In pieces no larger than those of the values, so that what is ahead may change from one slab to the next.
+  for (int64_t tile = 0; tile < whole; tile += kTilesPerBlock) {
+    const int64_t count = std::min(kTilesPerBlock, whole - tile);
+    packed.score_tiles(work.packed, group_, key_ + (panel.begin + tile) * layout_.tile_bytes(), count, head_size_,
+                       work.weights + tile * kTileRows, kRowsPerPanel, ahead.keys.Take(count * layout_.tile_bytes()));
   }
   if (panel.begin + whole == panel.end) return;
   const int64_t first = layout_.whole_tiles() * kTileRows;
@@ -195,25 +186,23 @@ void PackedQuery::Mask(const Stretch& panel, int64_t g, float* scores) const {
   std::fill(scores + (row - begin), scores + (end - begin), Partial::kNegativeInfinity);
 }
 
-bool PackedQuery::LoadTokens(const Stretch& panel, float* tokens) const {
+bool PackedQuery::LoadTags(const Stretch& panel, uint16_t* tags) const {
   static constexpr uint16_t kOnes[kTileRows] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   if (!has_runs_) return false;
   bool any = false;
   for (int64_t tile = panel.begin; tile < panel.end; ++tile) {
-    uint16_t tags[kTileRows];
+    uint16_t* of_tile = tags + (tile - panel.begin) * kTileRows;
     if (panel.sealed) {
       const uint8_t* block = Block(key_, tile / kTilesPerBlock);
-      std::memcpy(tags, BlockTags(layout_, block) + tile % kTilesPerBlock * sizeof tags, sizeof tags);
+      std::memcpy(of_tile, BlockTags(layout_, block) + tile % kTilesPerBlock * sizeof kOnes, sizeof kOnes);
     } else if (tile < layout_.whole_tiles()) {
-      std::memcpy(tags, key_ + (tile + 1) * layout_.tile_bytes() - sizeof tags, sizeof tags);
+      std::memcpy(of_tile, key_ + (tile + 1) * layout_.tile_bytes() - sizeof kOnes, sizeof kOnes);
     } else {
       const int64_t rows = layout_.rows() % kTileRows;
-      for (int64_t j = 0; j < rows; ++j) tags[j] = ReadTag(layout_, key_, tile * kTileRows + j);
-      std::fill(tags + rows, tags + kTileRows, uint16_t{1});
+      for (int64_t j = 0; j < rows; ++j) of_tile[j] = ReadTag(layout_, key_, tile * kTileRows + j);
+      std::fill(of_tile + rows, of_tile + kTileRows, uint16_t{1});
     }
-    float* row = tokens + (tile - panel.begin) * kTileRows;
-    for (int64_t j = 0; j < kTileRows; ++j) row[j] = static_cast<float>(TokensOf(tags[j]));
-    any = any || std::memcmp(tags, kOnes, sizeof tags) != 0;
+    any = any || std::memcmp(of_tile, kOnes, sizeof kOnes) != 0;
   }
   return any;
 }

@@ -21,9 +21,9 @@ class PackedQuery {
   /// Tiles of 16 rows to read, a block counting as eight; the unit of `Run`'s ranges.
   int64_t tiles() const { return tiles_; }
 
-  /// Attends over the tiles [first, last), whose ends are multiples of 8 or tiles(). `in_order`: the calling thread
-  /// read the head before just now and reads the next one afterwards, so memory is asked for its first bytes in time.
-  void Run(int64_t first, int64_t last, const Partial& partial, bool in_order) const;
+  /// Attends over the tiles [first, last), whose ends are multiples of 8 or tiles(). `goes_on`: the calling thread
+  /// probably reads the next head afterwards, so memory is asked for its first bytes in time.
+  void Run(int64_t first, int64_t last, const Partial& partial, bool goes_on) const;
 
   /// The output rows of the group.
   void Write(const Partial& partial) const;
@@ -49,7 +49,7 @@ class PackedQuery {
     float* query;           // [G, D]
     QuantizedQuery packed;  // [G, stride]
     float* weights;         // [G, kRowsPerPanel]
-    float* tokens;          // [kRowsPerPanel]
+    uint16_t* tags;         // [kRowsPerPanel]
     float* sums;            // [G]
     uint8_t* tile;
     uint8_t* block;
@@ -65,8 +65,8 @@ class PackedQuery {
   void Score(const Stretch& panel, const Work& work, ReadAheads& ahead) const;
   /// Bias, and −∞ for rows the query does not see.
   void Mask(const Stretch& panel, int64_t g, float* scores) const;
-  /// Tokens per row; false if all rows hold one.
-  bool LoadTokens(const Stretch& panel, float* tokens) const;
+  /// The key tags of the panel's rows; false if they are not needed, because every row holds one token.
+  bool LoadTags(const Stretch& panel, uint16_t* tags) const;
   /// Bit t: some weight of the panel's tile t (or block t) is worth adding its values.
   uint32_t Needed(const Stretch& panel, const float* weights) const;
   void CountLeftOut(const Stretch& panel, uint32_t needed) const;

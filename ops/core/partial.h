@@ -10,7 +10,7 @@
 
 namespace deltallm {
 
-/// Running maxima, denominators and sums of values of an online softmax.
+/// Running maxima, denominators and sums of values of an online softmax. Scores and maxima are in units of log 2.
 struct Partial {
   static constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
@@ -27,12 +27,12 @@ struct Partial {
     std::fill_n(sum, group * head_size, 0.0f);
   }
 
-  /// Raises head g's maximum to that of `scores` and returns what to subtract from them before e^x.
+  /// Raises head g's maximum to that of `scores` and returns what to subtract from them before 2^x.
   float Raise(const Kernels& kernels, int64_t g, int64_t head_size, const float* scores, int64_t count) const {
     const float top = std::max(maximum[g], kernels.maximum(scores, count));
     if (top > maximum[g]) {
-      // The first block has nothing to rescale: e^−∞ is 0.
-      const float keep = std::exp(maximum[g] - top);
+      // The first block has nothing to rescale: 2^−∞ is 0.
+      const float keep = std::exp2(maximum[g] - top);
       denominator[g] *= keep;
       kernels.scale(sum + g * head_size, head_size, keep);
       maximum[g] = top;
@@ -45,8 +45,8 @@ struct Partial {
     for (int64_t g = 0; g < group; ++g) {
       const float top = std::max(maximum[g], other.maximum[g]);
       if (top == kNegativeInfinity) continue;
-      const float keep = std::exp(maximum[g] - top);
-      const float add = std::exp(other.maximum[g] - top);
+      const float keep = std::exp2(maximum[g] - top);
+      const float add = std::exp2(other.maximum[g] - top);
       maximum[g] = top;
       denominator[g] = denominator[g] * keep + other.denominator[g] * add;
       float* into = sum + g * head_size;

@@ -9,12 +9,6 @@ namespace deltallm {
 namespace {
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
-// Scores are in units of log 2: a multiplication less for every one of them.
-constexpr float kLog2E = 1.44269504088896341f;
-constexpr float kLn2 = 0.69314718055994531f;
-// Scores of the tiles that go through softmax and values together, a strip: they stay in the first-level cache.
-constexpr int64_t kStripScores = 6144;
-constexpr int64_t kMostTilesPerStrip = 8;
 constexpr int64_t kStretch = 64;
 // The query rows of a KV head lie apart in memory, too far for hardware prefetching.
 constexpr int64_t kRowsAhead = 48;
@@ -47,15 +41,13 @@ QueryBlock::QueryBlock(const AttendCall& call, const PrefillArithmetic& arithmet
       head_size_(call.geometry.head_size),
       tile_bytes_(arithmetic.query_tile_bytes(head_size_)),
       sum_stride_(SumStride(head_size_)),
-      columns_(KeyPacker::BlockColumns(head_size_)),
-      tiles_per_strip_(kStripScores / (kTileRows * columns_)),
+      score_stride_(KeyPacker::BlockColumns(head_size_)),
       query_(reinterpret_cast<char*>(scratch->Take((tiles_ * tile_bytes_ + 3) / 4))),
       sum_(scratch->Take(tiles_ * kTileRows * sum_stride_)),
       row_(reinterpret_cast<SoftmaxRow*>(scratch->Take(3 * rows_))),
-      scores_(scratch->Take(kStripScores)),
-      weights_(reinterpret_cast<char*>(
-          arithmetic.weight_bytes == 4 ? scores_ : scratch->Take((kStripScores * arithmetic.weight_bytes + 3) / 4))),
+      scores_(scratch->Take(kTileRows * score_stride_)),
       held_scores_(scratch->Take(kTileRows * arithmetic.panel_keys)) {
+  for (int64_t row = 0; row < std::min(kRowsAhead, rows_); ++row) PrefetchQuery(row);
   float* rows = scratch->Take(kTileRows * head_size_);
   float* buffer = scratch->Take(2 * head_size_);
   for (int64_t tile = 0; tile < tiles_; ++tile) {
@@ -63,10 +55,10 @@ QueryBlock::QueryBlock(const AttendCall& call, const PrefillArithmetic& arithmet
     const int64_t in_tile = RowsIn(tile);
     for (int64_t r = 0; r < in_tile; ++r) {
       const int64_t row = begin + r;
-      PrefetchQuery(std::min(row + kRowsAhead, rows_ - 1));
+      if (row + kRowsAhead < rows_) PrefetchQuery(row + kRowsAhead);
       call.query.Read(kernels_, b, first + row / group_, Head(row), buffer, rows + r * head_size_);
     }
-    kernels_.scale(rows, in_tile * head_size_, call.scale() * kLog2E);
+    kernels_.scale(rows, in_tile * head_size_, call.ScoreFactor());
     arithmetic.pack_query(rows, in_tile, head_size_, query_ + tile * tile_bytes_);
   }
   std::fill_n(sum_, tiles_ * kTileRows * sum_stride_, 0.0f);
@@ -86,7 +78,7 @@ int64_t QueryBlock::ScratchFloats(const AttendCall& call, const PrefillArithmeti
   const int64_t tiles = TilesOf(rows);
   return FloatsFor(tiles * arithmetic.query_tile_bytes(head_size)) +
          Scratch::RoundUp(tiles * kTileRows * SumStride(head_size)) + Scratch::RoundUp(3 * rows) +
-         Scratch::RoundUp(kStripScores) + FloatsFor(kStripScores * arithmetic.weight_bytes) +
+         Scratch::RoundUp(kTileRows * KeyPacker::BlockColumns(head_size)) +
          Scratch::RoundUp(kTileRows * arithmetic.panel_keys) + Scratch::RoundUp(kTileRows * head_size) +
          Scratch::RoundUp(2 * head_size);
 }
@@ -106,95 +98,89 @@ ColumnRange QueryBlock::Columns(const KeyBlock& block, int64_t first, int64_t la
   return {std::min(begin, block.columns), std::max(end, std::min(begin, block.columns))};
 }
 
-ColumnRange QueryBlock::TileColumns(const KeyBlock& block, int64_t tile) const {
-  return Columns(block, FirstQuery(tile), LastQuery(tile));
-}
-
 void QueryBlock::Attend(const KeyBlock& block) {
-  for (int64_t first = 0; first < tiles_; first += tiles_per_strip_) {
-    const int64_t last = std::min(tiles_, first + tiles_per_strip_);
-    Scores(block, first, last);
-    for (int64_t tile = first; tile < last; ++tile) {
-      const ColumnRange columns = TileColumns(block, tile);
-      if (columns.begin == columns.end) continue;
-      const int64_t multiple = arithmetic_.value_multiple;
-      const ColumnRange written{columns.begin / multiple * multiple,
-                                (columns.end + multiple - 1) / multiple * multiple};
-      const int64_t offset = (tile - first) * kTileRows * columns_;
-      char* weights = weights_ + offset * arithmetic_.weight_bytes;
-      const uint32_t stretches = Weights(block, tile, written, scores_ + offset, weights);
-      AddValues(block, tile, written, stretches, weights);
+  const bool plain = block.tokens == nullptr && call_.rules.v_skip == 0.0f;
+  for (int64_t tile = 0; tile < tiles_; ++tile) {
+    const ColumnRange columns = Columns(block, FirstQuery(tile), LastQuery(tile));
+    if (columns.begin == columns.end) continue;
+    Scores(block, tile, columns);
+    ColumnRange seen[kTileRows];
+    for (int64_t r = 0; r < RowsIn(tile); ++r) {
+      const int64_t row = tile * kTileRows + r;
+      seen[r] = r > 0 && row % group_ != 0 ? seen[r - 1] : Columns(block, row / group_, row / group_);
+      if (seen[r].end <= seen[r].begin) seen[r] = {columns.begin, columns.begin};
+      AdjustScores(block, row, seen[r], scores_ + r * score_stride_);
+    }
+    if (plain) {
+      arithmetic_.softmax_and_add_values(scores_, score_stride_, RowsIn(tile), seen, row_ + tile * kTileRows,
+                                         block.values, head_size_, sum_ + tile * kTileRows * sum_stride_, sum_stride_);
+    } else {
+      AddSomeValues(block, tile, columns, seen);
     }
   }
 }
 
-void QueryBlock::Scores(const KeyBlock& block, int64_t first_tile, int64_t last_tile) {
-  ColumnRange tile_columns[kMostTilesPerStrip];
-  for (int64_t tile = first_tile; tile < last_tile; ++tile) {
-    tile_columns[tile - first_tile] = TileColumns(block, tile);
-  }
+void QueryBlock::Scores(const KeyBlock& block, int64_t tile, ColumnRange columns) {
   const int64_t panel_keys = arithmetic_.panel_keys;
-  for (int64_t panel = 0; panel * panel_keys < block.columns; ++panel) {
-    const int64_t begin = panel * panel_keys;
-    for (int64_t tile = first_tile; tile < last_tile; ++tile) {
-      const ColumnRange columns = tile_columns[tile - first_tile];
-      const int64_t end = std::min(columns.end, begin + panel_keys);
-      if (end <= std::max(begin, columns.begin)) continue;
-      ScorePanel(block, tile, panel, end - begin, scores_ + (tile - first_tile) * kTileRows * columns_ + begin);
-    }
-  }
-}
-
-void QueryBlock::ScorePanel(const KeyBlock& block, int64_t tile, int64_t panel, int64_t columns, float* scores) {
-  const char* query = query_ + tile * tile_bytes_;
-  const int64_t rows = RowsIn(tile);
-  const int64_t panel_offset = panel * arithmetic_.key_panel_bytes(head_size_);
-  const int64_t first_row = block.first_row + panel * arithmetic_.panel_keys;
-  const int64_t held_first = HeldEnd(FirstQuery(tile)) - first_row;
-  const int64_t held_last = HeldEnd(LastQuery(tile)) - first_row;
-  if (block.held == nullptr || held_last <= 0 || columns > held_first) {
-    arithmetic_.scores(query, rows, block.exact + panel_offset, columns, head_size_, scores, columns_);
-    if (block.held == nullptr || held_last <= 0) return;
-  } else {
-    arithmetic_.scores(query, rows, block.held + panel_offset, columns, head_size_, scores, columns_);
+  const int64_t first = columns.begin / panel_keys;
+  if (block.held == nullptr) {
+    arithmetic_.scores(query_ + tile * tile_bytes_, RowsIn(tile),
+                       block.exact + first * arithmetic_.key_panel_bytes(head_size_), columns.end - first * panel_keys,
+                       head_size_, scores_ + first * panel_keys, score_stride_);
     return;
   }
-  // The window's edge runs through this panel: every query takes k̂ up to its own.
-  const int64_t panel_keys = arithmetic_.panel_keys;
-  arithmetic_.scores(query, rows, block.held + panel_offset, columns, head_size_, held_scores_, panel_keys);
-  for (int64_t row = tile * kTileRows; row < std::min((tile + 1) * kTileRows, rows_); ++row) {
-    const int64_t held = std::min(HeldEnd(row / group_) - first_row, columns);
-    if (held <= 0) continue;
-    const int64_t r = row - tile * kTileRows;
-    std::memcpy(scores + r * columns_, held_scores_ + r * panel_keys, static_cast<size_t>(held) * sizeof(float));
+  for (int64_t panel = first; panel * panel_keys < columns.end; ++panel) {
+    ScorePanel(block, tile, panel, std::min(columns.end - panel * panel_keys, panel_keys));
   }
 }
 
-/// The tile's weights, and the sums of values so far brought down to the new maxima.
-uint32_t QueryBlock::Weights(const KeyBlock& block, int64_t tile, ColumnRange written, float* scores, char* weights) {
+/// Scores where some queries may read k̂.
+void QueryBlock::ScorePanel(const KeyBlock& block, int64_t tile, int64_t panel, int64_t columns) {
+  const char* query = query_ + tile * tile_bytes_;
+  const int64_t rows = RowsIn(tile);
+  const int64_t panel_keys = arithmetic_.panel_keys;
+  const int64_t panel_offset = panel * arithmetic_.key_panel_bytes(head_size_);
+  const int64_t first_row = block.first_row + panel * panel_keys;
+  float* scores = scores_ + panel * panel_keys;
+  const int64_t held_first = HeldEnd(FirstQuery(tile)) - first_row;
+  const int64_t held_last = HeldEnd(LastQuery(tile)) - first_row;
+  if (held_last > 0 && columns <= held_first) {
+    arithmetic_.scores(query, rows, block.held + panel_offset, columns, head_size_, scores, score_stride_);
+    return;
+  }
+  arithmetic_.scores(query, rows, block.exact + panel_offset, columns, head_size_, scores, score_stride_);
+  if (held_last <= 0) return;
+  // The window's edge runs through this panel: every query takes k̂ up to its own.
+  arithmetic_.scores(query, rows, block.held + panel_offset, columns, head_size_, held_scores_, panel_keys);
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t held = std::min(HeldEnd((tile * kTileRows + r) / group_) - first_row, columns);
+    if (held <= 0) continue;
+    std::memcpy(scores + r * score_stride_, held_scores_ + r * panel_keys, static_cast<size_t>(held) * sizeof(float));
+  }
+}
+
+/// Softmax and values where rows stand for runs, or values may be left out.
+void QueryBlock::AddSomeValues(const KeyBlock& block, int64_t tile, ColumnRange columns, const ColumnRange* seen) {
   const bool counted = call_.skipped != nullptr && call_.rules.v_skip > 0.0f;
+  const int64_t multiple = arithmetic_.value_multiple;
+  const ColumnRange written{columns.begin / multiple * multiple, (columns.end + multiple - 1) / multiple * multiple};
   uint32_t stretches = 0;
   for (int64_t r = 0; r < RowsIn(tile); ++r) {
     const int64_t row = tile * kTileRows + r;
-    float* row_scores = scores + r * columns_;
-    char* row_weights = weights + r * columns_ * arithmetic_.weight_bytes;
-    ColumnRange seen = Columns(block, row / group_, row / group_);
-    if (seen.end <= seen.begin) seen = {written.begin, written.begin};
-    AdjustScores(block, row, seen, row_scores);
-    stretches |= counted ? CountedSoftmax(block, row, seen, written, row_scores, row_weights)
-                         : arithmetic_.softmax(row_scores, seen, written, block.tokens, call_.rules.v_skip, row_ + row,
-                                               row_weights);
+    float* scores = scores_ + r * score_stride_;
+    stretches |=
+        counted ? CountedSoftmax(block, row, seen[r], written, scores)
+                : arithmetic_.softmax(scores, seen[r], written, block.tokens, call_.rules.v_skip, row_ + row, scores);
     if (row_[row].keep != 1.0f) kernels_.scale(sum_ + row * sum_stride_, head_size_, row_[row].keep);
   }
-  return stretches;
+  AddValues(block, tile, written, stretches);
 }
 
 /// Softcap, attention_bias and the local window over a block of the past.
 void QueryBlock::AdjustScores(const KeyBlock& block, int64_t row, ColumnRange seen, float* scores) const {
   const int64_t i = row / group_;
   const int64_t count = seen.end - seen.begin;
-  // cap · tanh(x / cap) keeps its form in any unit.
-  if (call_.rules.softcap > 0.0f) kernels_.softcap(scores + seen.begin, count, call_.rules.softcap * kLog2E);
+  call_.Softcap(scores + seen.begin, count);
   if (call_.bias.present) {
     const int64_t offset = call_.BiasOffset(b_, Head(row), first_ + i);
     for (int64_t j = seen.begin; j < seen.end; ++j) {
@@ -212,7 +198,7 @@ void QueryBlock::AdjustScores(const KeyBlock& block, int64_t row, ColumnRange se
 
 /// The row's softmax with every value left out counted; slower, for statistics.
 uint32_t QueryBlock::CountedSoftmax(const KeyBlock& block, int64_t row, ColumnRange seen, ColumnRange written,
-                                    float* scores, char* weights) {
+                                    float* scores) {
   SoftmaxRow& state = row_[row];
   std::fill(scores + written.begin, scores + seen.begin, 0.0f);
   std::fill(scores + seen.end, scores + written.end, 0.0f);
@@ -221,8 +207,7 @@ uint32_t QueryBlock::CountedSoftmax(const KeyBlock& block, int64_t row, ColumnRa
   const float top = std::max(state.maximum, kernels_.maximum(values, count));
   state.keep = state.maximum > kNegativeInfinity ? std::exp2(state.maximum - top) : 1.0f;
   state.maximum = top;
-  kernels_.scale(values, count, kLn2);
-  const float sum = kernels_.exp_and_sum(values, count, top == kNegativeInfinity ? 0.0f : top * kLn2);
+  const float sum = kernels_.exp2_and_sum(values, count, top == kNegativeInfinity ? 0.0f : top);
   float denominator = block.tokens == nullptr ? sum : 0.0f;
   if (block.tokens != nullptr) {
     for (int64_t j = seen.begin; j < seen.end; ++j) denominator += scores[j] * block.tokens[j];
@@ -239,12 +224,12 @@ uint32_t QueryBlock::CountedSoftmax(const KeyBlock& block, int64_t row, ColumnRa
     if (block.tokens != nullptr) scores[j] *= block.tokens[j];
     if (scores[j] != 0.0f) stretches |= 1u << (j / kStretch);
   }
-  arithmetic_.convert_weights(scores, written, weights);
+  arithmetic_.convert_weights(scores, written, scores);
   return stretches;
 }
 
-void QueryBlock::AddValues(const KeyBlock& block, int64_t tile, ColumnRange keys, uint32_t stretches,
-                           const char* weights) {
+void QueryBlock::AddValues(const KeyBlock& block, int64_t tile, ColumnRange keys, uint32_t stretches) {
+  const int64_t weight_stride = score_stride_ * static_cast<int64_t>(sizeof(float)) / arithmetic_.weight_bytes;
   float* sum = sum_ + tile * kTileRows * sum_stride_;
   // Stretches of values that no row has a weight for are left out; the others are taken together.
   int64_t begin = keys.begin;
@@ -257,7 +242,8 @@ void QueryBlock::AddValues(const KeyBlock& block, int64_t tile, ColumnRange keys
     while (end < keys.end && (stretches >> (end / kStretch) & 1u) != 0) {
       end = std::min((end / kStretch + 1) * kStretch, keys.end);
     }
-    arithmetic_.add_values(weights, columns_, RowsIn(tile), block.values, {begin, end}, head_size_, sum, sum_stride_);
+    arithmetic_.add_values(scores_, weight_stride, RowsIn(tile), block.values, {begin, end}, head_size_, sum,
+                           sum_stride_);
     begin = end;
   }
 }
@@ -265,7 +251,7 @@ void QueryBlock::AddValues(const KeyBlock& block, int64_t tile, ColumnRange keys
 void QueryBlock::Write() {
   for (int64_t row = 0; row < rows_; ++row) {
     float* sum = sum_ + row * sum_stride_;
-    kernels_.scale(sum, head_size_, call_.Finish(Head(row), row_[row].maximum * kLn2, row_[row].denominator));
+    kernels_.scale(sum, head_size_, call_.Finish(Head(row), row_[row].maximum, row_[row].denominator));
     call_.output.Write(kernels_, b_, first_ + row / group_, Head(row), sum);
   }
 }

@@ -49,14 +49,12 @@ class QueryBlock {
 
   void PrefetchQuery(int64_t row) const;
   ColumnRange Columns(const KeyBlock& block, int64_t first, int64_t last) const;
-  ColumnRange TileColumns(const KeyBlock& block, int64_t tile) const;
-  void Scores(const KeyBlock& block, int64_t first_tile, int64_t last_tile);
-  void ScorePanel(const KeyBlock& block, int64_t tile, int64_t panel, int64_t columns, float* scores);
-  uint32_t Weights(const KeyBlock& block, int64_t tile, ColumnRange written, float* scores, char* weights);
+  void Scores(const KeyBlock& block, int64_t tile, ColumnRange columns);
+  void ScorePanel(const KeyBlock& block, int64_t tile, int64_t panel, int64_t columns);
   void AdjustScores(const KeyBlock& block, int64_t row, ColumnRange seen, float* scores) const;
-  uint32_t CountedSoftmax(const KeyBlock& block, int64_t row, ColumnRange seen, ColumnRange written, float* scores,
-                          char* weights);
-  void AddValues(const KeyBlock& block, int64_t tile, ColumnRange keys, uint32_t stretches, const char* weights);
+  void AddSomeValues(const KeyBlock& block, int64_t tile, ColumnRange columns, const ColumnRange* seen);
+  uint32_t CountedSoftmax(const KeyBlock& block, int64_t row, ColumnRange seen, ColumnRange written, float* scores);
+  void AddValues(const KeyBlock& block, int64_t tile, ColumnRange keys, uint32_t stretches);
 
   const AttendCall& call_;
   const Kernels& kernels_;
@@ -71,13 +69,11 @@ class QueryBlock {
   int64_t head_size_;
   int64_t tile_bytes_;
   int64_t sum_stride_;
-  int64_t columns_;  // of a block, at most
-  int64_t tiles_per_strip_;
+  int64_t score_stride_;
   char* query_;         // [tiles]
   float* sum_;          // [tiles·6, sum_stride]
   SoftmaxRow* row_;     // [rows]
-  float* scores_;       // [strip rows, columns_]
-  char* weights_;       // the same in weights; scores_ itself where they are floats
+  float* scores_;       // [6, score_stride], of one tile; then its weights
   float* held_scores_;  // [6, panel_keys]
 };
 

@@ -10,8 +10,10 @@ namespace {
 struct Vec {
   using Float = __m256;
   static constexpr int64_t kLanes = 8;
-  static constexpr int kScoreHeads = 2;  // × 4 keys: 8 of the 16 registers
-  static constexpr int kSums = 8;        // accumulators: 2 heads × 4 vectors
+  static constexpr int kScoreHeads = 2;            // × 4 keys: 8 of the 16 registers
+  static constexpr bool kKeysInRegisters = false;  // 16 vectors of keys, beside 4 accumulators
+  static constexpr int kSums = 8;                  // accumulators: 2 heads × 4 vectors
+  static constexpr int kOneHeadSums = 12;          // the same, of a single head
   static constexpr int kSumHeads = 2;
   static constexpr int kPanelVectors = 2;  // × 6 rows: 12 accumulators
 
@@ -31,6 +33,11 @@ struct Vec {
     for (int64_t i = 0; i < n; ++i) whole[i] = p[i];
     return Load(whole);
   }
+  /// The low 15 bits of every number.
+  static Float LoadTokens(const uint16_t* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(wide, _mm256_set1_epi32(0x7fff)));
+  }
   static void Store(float* p, Float x) { _mm256_storeu_ps(p, x); }
   static void StorePart(float* p, Float x, int64_t n) { _mm256_maskstore_ps(p, Mask(n), x); }
   static void StoreHalf(uint16_t* p, Float x) {
@@ -47,13 +54,18 @@ struct Vec {
   static Float Multiply(Float a, Float b) { return _mm256_mul_ps(a, b); }
   static Float Divide(Float a, Float b) { return _mm256_div_ps(a, b); }
   static Float MultiplyAdd(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  /// The larger of both; b where a is a NaN.
+  static Float Larger(Float a, Float b) { return _mm256_max_ps(a, b); }
   static Float SelectLess(Float a, Float b, Float yes, Float no) {
     return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
   }
-  static Float Round(Float x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static Float TimesPowerOfTwo(Float x, Float n) {
-    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  /// x − ⌊x⌋.
+  static Float Fraction(Float x) { return _mm256_sub_ps(x, _mm256_floor_ps(x)); }
+  /// p · 2^⌊x⌋; 0 below −126, whatever p is. For p from 1 to 2 its exponent is only raised; NaN stays NaN.
+  static Float TimesTwoToFloor(Float p, Float x) {
+    const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_floor_ps(x)), 23);
+    const Float product = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+    return _mm256_andnot_ps(_mm256_cmp_ps(x, Set(-126.0f), _CMP_LT_OQ), product);
   }
   static float Sum(Float x) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

@@ -8,8 +8,10 @@
 struct Vec {
   using Float = __m512;
   static constexpr int64_t kLanes = 16;
-  static constexpr int kScoreHeads = 4;  // × 4 keys: 16 accumulators
-  static constexpr int kSums = 16;       // accumulators: 4 heads × 4 vectors
+  static constexpr int kScoreHeads = 4;           // × 4 keys: 16 accumulators
+  static constexpr bool kKeysInRegisters = true;  // 16 vectors of keys, beside 4 accumulators
+  static constexpr int kSums = 16;                // accumulators: 4 heads × 4 vectors
+  static constexpr int kOneHeadSums = 16;         // the same, of a single head
   static constexpr int kSumHeads = 4;
   static constexpr int kPanelVectors = 4;  // × 6 rows: 24 accumulators
 
@@ -23,6 +25,11 @@ struct Vec {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static Float LoadPart(const uint16_t* p, int64_t n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(Mask(n), p)); }
+  /// The low 15 bits of every number.
+  static Float LoadTokens(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_cvtepi32_ps(_mm512_and_si512(wide, _mm512_set1_epi32(0x7fff)));
+  }
   static void Store(float* p, Float x) { _mm512_storeu_ps(p, x); }
   static void StorePart(float* p, Float x, int64_t n) { _mm512_mask_storeu_ps(p, Mask(n), x); }
   static __m256i ToHalf(Float x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
@@ -34,11 +41,15 @@ struct Vec {
   static Float Multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float Divide(Float a, Float b) { return _mm512_div_ps(a, b); }
   static Float MultiplyAdd(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  /// The larger of both; b where a is a NaN.
+  static Float Larger(Float a, Float b) { return _mm512_max_ps(a, b); }
   static Float SelectLess(Float a, Float b, Float yes, Float no) {
     return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), yes);
   }
-  static Float Round(Float x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static Float TimesPowerOfTwo(Float x, Float n) { return _mm512_scalef_ps(x, n); }
+  /// x − ⌊x⌋; 0 for −∞.
+  static Float Fraction(Float x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+  /// p · 2^⌊x⌋; 0 for −∞.
+  static Float TimesTwoToFloor(Float p, Float x) { return _mm512_scalef_ps(p, x); }
   static float Sum(Float x) { return _mm512_reduce_add_ps(x); }
   static float Maximum(Float x) { return _mm512_reduce_max_ps(x); }
 

@@ -37,10 +37,12 @@ struct Kernels {
   void (*add_rows_f16)(const float* weights, int64_t weight_stride, int64_t heads, RowsOf<uint16_t> value, int64_t rows,
                        int64_t head_size, float* sum, int64_t sum_stride);
 
-  /// The largest of x[0..n); −∞ for n = 0. A NaN may be left out: it shows up in exp_and_sum.
+  /// The largest of x[0..n); −∞ for n = 0. A NaN may be left out: it shows up in exp2_and_sum.
   float (*maximum)(const float* x, int64_t n);
-  /// x[i] = e^(x[i] − offset) for x[i] ≤ offset, exactly 0 for x[i] = −∞; returns the sum. NaN stays NaN.
-  float (*exp_and_sum)(float* x, int64_t n, float offset);
+  /// x[i] = 2^(x[i] − offset) for x[i] ≤ offset, exactly 0 for x[i] = −∞; returns the sum. NaN stays NaN.
+  float (*exp2_and_sum)(float* x, int64_t n, float offset);
+  /// x[i] = x[i] · (tags[i] & 0x7fff); returns the sum. `n` is a multiple of 16.
+  float (*multiply_tokens_and_sum)(float* x, const uint16_t* tags, int64_t n);
   /// x[i] = cap · tanh(x[i] / cap).
   void (*softcap)(float* x, int64_t n, float cap);
   /// x[i] = x[i] · factor.

@@ -10,8 +10,10 @@ namespace {
 struct Vec {
   using Float = float32x4_t;
   static constexpr int64_t kLanes = 4;
-  static constexpr int kScoreHeads = 4;  // × 4 keys: 16 of the 32 registers
-  static constexpr int kSums = 16;       // accumulators: 2 heads × 8 vectors
+  static constexpr int kScoreHeads = 4;           // × 4 keys: 16 of the 32 registers
+  static constexpr bool kKeysInRegisters = true;  // 16 vectors of keys, beside 4 accumulators
+  static constexpr int kSums = 16;                // accumulators: 2 heads × 8 vectors
+  static constexpr int kOneHeadSums = 24;         // the same, of a single head
   static constexpr int kSumHeads = 2;
   static constexpr int kPanelVectors = 4;  // × 6 rows: 24 accumulators
 
@@ -28,6 +30,10 @@ struct Vec {
     uint16_t whole[4] = {};
     for (int64_t i = 0; i < n; ++i) whole[i] = p[i];
     return Load(whole);
+  }
+  /// The low 15 bits of every number.
+  static Float LoadTokens(const uint16_t* p) {
+    return vcvtq_f32_u32(vandq_u32(vmovl_u16(vld1_u16(p)), vdupq_n_u32(0x7fff)));
   }
   static void Store(float* p, Float x) { vst1q_f32(p, x); }
   static void StorePart(float* p, Float x, int64_t n) {
@@ -47,11 +53,16 @@ struct Vec {
   static Float Multiply(Float a, Float b) { return vmulq_f32(a, b); }
   static Float Divide(Float a, Float b) { return vdivq_f32(a, b); }
   static Float MultiplyAdd(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
+  /// The larger of both; b where a is a NaN.
+  static Float Larger(Float a, Float b) { return vmaxnmq_f32(a, b); }
   static Float SelectLess(Float a, Float b, Float yes, Float no) { return vbslq_f32(vcltq_f32(a, b), yes, no); }
-  static Float Round(Float x) { return vrndnq_f32(x); }
-  static Float TimesPowerOfTwo(Float x, Float n) {
-    const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
-    return vmulq_f32(x, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+  /// x − ⌊x⌋.
+  static Float Fraction(Float x) { return vsubq_f32(x, vrndmq_f32(x)); }
+  /// p · 2^⌊x⌋; 0 below −126, whatever p is. For p from 1 to 2 its exponent is only raised; NaN stays NaN.
+  static Float TimesTwoToFloor(Float p, Float x) {
+    const int32x4_t exponent = vshlq_n_s32(vcvtmq_s32_f32(x), 23);
+    const int32x4_t product = vaddq_s32(vreinterpretq_s32_f32(p), exponent);
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_s32(product), vcltq_f32(x, vdupq_n_f32(-126.0f))));
   }
   static float Sum(Float x) { return vaddvq_f32(x); }
   static float Maximum(Float x) { return vmaxvq_f32(x); }

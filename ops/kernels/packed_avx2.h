@@ -22,18 +22,13 @@ namespace {
 #include "kernels/packed_vector.h"
 
 constexpr int64_t kLanes = 8;
-constexpr int kMostHeads = 2;  // of one pass: × 4 sums of 8 lanes
+constexpr int kMostHeads = 4;  // of one pass: × 2 sums leave half of the registers
+constexpr int64_t kChannelsPerAsk = 16;
+#include "kernels/packed_passes.h"
 
 inline __m256i LoadBytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m128i LoadBytes16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline __m256 LoadHalves(const uint8_t* p) { return _mm256_cvtph_ps(LoadBytes16(p)); }
-
-/// Eight bytes in every 64 bits.
-inline __m256i Broadcast8(const void* p) {
-  int64_t eight;
-  __builtin_memcpy(&eight, p, sizeof eight);
-  return _mm256_set1_epi64x(eight);
-}
 
 /// Four bytes in every 32 bits.
 inline __m256i Broadcast4(const void* p) {
@@ -53,52 +48,59 @@ inline __m256i MagnitudeBits(__m256 x) {
   return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7FFFFFFF));
 }
 
-inline uint32_t LargestLane(__m256i bits) {
-  __m128i four = _mm_max_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
-  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4E));
-  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xB1));
-  return static_cast<uint32_t>(_mm_cvtsi128_si32(four));
-}
-
-inline int32_t SumOfLanes(__m256i x) {
-  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
-  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1));
-  return _mm_cvtsi128_si32(four);
-}
-
-inline float SumOfLanes(__m256 x) {
-  __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
-}
-
-/// rint(x · inverse), and 0 where inverse is 0, whatever x is.
-inline __m256i Codes(__m256 x, float inverse) {
-  const __m256i some = _mm256_set1_epi32(inverse != 0.0f ? -1 : 0);
-  return _mm256_and_si256(some, _mm256_cvtps_epi32(_mm256_mul_ps(x, _mm256_set1_ps(inverse))));
-}
-
-inline __m128i ToInt16(__m256i x) { return _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)); }
-inline void StoreInt16(int16_t* p, __m256i x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), ToInt16(x)); }
-inline void StoreInt8(int8_t* p, __m256i x) {
-  const __m128i words = ToInt16(x);
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
-}
-inline void StoreUint8(uint8_t* p, __m256i x) {
-  const __m128i words = ToInt16(x);
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
-}
-
-/// sum[c] += start + step · total[c] for n ≤ 16 channels.
-inline void AddChannels(const int32_t* totals, int64_t n, float step, float start, float* sum) {
-  int64_t c = 0;
-  for (; c + kLanes <= n; c += kLanes) {
-    const __m256 total = _mm256_cvtepi32_ps(LoadBytes(totals + c));
-    const __m256 product = _mm256_fmadd_ps(_mm256_set1_ps(step), total, _mm256_set1_ps(start));
-    _mm256_storeu_ps(sum + c, _mm256_add_ps(_mm256_loadu_ps(sum + c), product));
+/// The largest lane of each vector; 0 from kHeads on.
+template <int kHeads>
+inline __m128i LargestLanes(const __m256i (&x)[kHeads]) {
+  __m128i four[kMostHeads] = {};
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) {
+    four[h] = _mm_max_epi32(_mm256_castsi256_si128(x[h]), _mm256_extracti128_si256(x[h], 1));
   }
-  for (; c < n; ++c) sum[c] += start + step * static_cast<float>(totals[c]);
+  const __m128i first = _mm_max_epi32(_mm_unpacklo_epi32(four[0], four[1]), _mm_unpackhi_epi32(four[0], four[1]));
+  const __m128i second = _mm_max_epi32(_mm_unpacklo_epi32(four[2], four[3]), _mm_unpackhi_epi32(four[2], four[3]));
+  return _mm_max_epi32(_mm_unpacklo_epi64(first, second), _mm_unpackhi_epi64(first, second));
+}
+
+/// The sum of each vector's lanes; 0 from kHeads on.
+template <int kHeads>
+inline __m128 SumsOfLanes(const __m256 (&x)[kHeads]) {
+  __m128 four[kMostHeads] = {};
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) {
+    four[h] = _mm_add_ps(_mm256_castps256_ps128(x[h]), _mm256_extractf128_ps(x[h], 1));
+  }
+  return _mm_hadd_ps(_mm_hadd_ps(four[0], four[1]), _mm_hadd_ps(four[2], four[3]));
+}
+
+/// The Quantizer of every head of a pass.
+struct Quantizers {
+  alignas(16) float step[kMostHeads];
+  alignas(16) float inverse[kMostHeads];
+
+  Quantizers(__m128i largest_bits, float most) {
+    const __m128 largest = _mm_castsi128_ps(largest_bits);
+    const __m128 finite = _mm_castsi128_ps(_mm_cmpgt_epi32(_mm_set1_epi32(0x7F800000), largest_bits));
+    const __m128 some = _mm_and_ps(finite, _mm_cmpge_ps(largest, _mm_set1_ps(kSmallestRange)));
+    const __m128 none = _mm_andnot_ps(finite, _mm_set1_ps(__builtin_nanf("")));
+    _mm_store_ps(step, _mm_or_ps(none, _mm_and_ps(some, _mm_div_ps(largest, _mm_set1_ps(most)))));
+    _mm_store_ps(inverse, _mm_and_ps(some, _mm_div_ps(_mm_set1_ps(most), largest)));
+  }
+};
+
+/// rint(x · inverse). Of a range that is not finite these are no codes; its step makes every result NaN all the same.
+inline __m256i Codes(__m256 x, __m256 inverse) { return _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)); }
+
+/// sum[c] += start + step · total[c] for the first n channels.
+inline void AddChannels(__m256i totals, float step, float start, int64_t n, float* sum) {
+  const __m256 total = _mm256_cvtepi32_ps(totals);
+  const __m256 product = _mm256_fmadd_ps(_mm256_set1_ps(step), total, _mm256_set1_ps(start));
+  if (n >= kLanes) {
+    _mm256_storeu_ps(sum, _mm256_add_ps(_mm256_loadu_ps(sum), product));
+    return;
+  }
+  alignas(32) float whole[kLanes];
+  _mm256_store_ps(whole, product);
+  for (int64_t c = 0; c < n; ++c) sum[c] += whole[c];
 }
 
 }  // namespace

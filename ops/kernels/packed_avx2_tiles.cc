@@ -5,74 +5,139 @@
 namespace deltallm {
 namespace {
 
+// ---------------------------------------------------------------------------------------------------- int8: queries
+
+inline int32_t SumOfLanes(__m256i x) {
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1));
+  return _mm_cvtsi128_si32(four);
+}
+
+inline __m128i ToInt16(__m256i x) { return _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)); }
+
+inline void StoreInt8(int8_t* p, __m256i x) {
+  const __m128i words = ToInt16(x);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+
 void QuantizeQuery(const float* query, int64_t query_stride, int64_t heads, int64_t head_size,
                    const QuantizedQuery& out) {
   for (int64_t h = 0; h < heads; ++h) {
     const float* row = query + h * query_stride;
-    __m256i largest = _mm256_setzero_si256();
+    __m256i largest[1] = {_mm256_setzero_si256()};
     for (int64_t c = 0; c < head_size; c += kLanes) {
       const __m256 x = _mm256_maskload_ps(row + c, MaskOfFirst(Min(kLanes, head_size - c)));
-      largest = _mm256_max_epi32(largest, MagnitudeBits(x));
+      largest[0] = _mm256_max_epi32(largest[0], MagnitudeBits(x));
     }
-    const Quantizer quantizer(LargestLane(largest), kMostQuery);
+    const Quantizers quantizers(LargestLanes(largest), kMostQuery);
+    const __m256 inverse = _mm256_set1_ps(quantizers.inverse[0]);
+    // 0 times a number that is not finite is not 0.
+    const __m256i some = _mm256_set1_epi32(quantizers.inverse[0] != 0.0f ? -1 : 0);
     __m256i sum = _mm256_setzero_si256();
     for (int64_t c = 0; c < out.stride; c += kLanes) {
       const int64_t n = c < head_size ? Min(kLanes, head_size - c) : 0;
-      const __m256i value = Codes(_mm256_maskload_ps(row + Min(c, head_size), MaskOfFirst(n)), quantizer.inverse);
+      const __m256 x = _mm256_maskload_ps(row + Min(c, head_size), MaskOfFirst(n));
+      const __m256i value = _mm256_and_si256(some, Codes(x, inverse));
       const __m256i high = _mm256_srai_epi32(_mm256_add_epi32(value, _mm256_set1_epi32(64)), 7);
       const __m256i low = _mm256_sub_epi32(value, _mm256_slli_epi32(high, 7));
-      StoreInt16(out.value + h * out.stride + c, value);
-      StoreInt8(out.high + h * out.stride + c, high);
-      StoreInt8(out.low + h * out.stride + c, low);
+      const int64_t at = h * out.stride + c;
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out.value + at), ToInt16(value));
+      StoreInt8(out.high + at, high);
+      StoreInt8(out.low + at, low);
       sum = _mm256_add_epi32(sum, value);
     }
-    out.step[h] = quantizer.step;
+    out.step[h] = quantizers.step[0];
     out.sum[h] = SumOfLanes(sum);
   }
 }
 
+// --------------------------------------------------------------------------------------------- int8: bytes to words
+
+// Bytes by fours, c … c + 3, are taken apart into words c, c + 2 and words c + 1, c + 3: vpmaddwd then adds up a row or
+// channel within one lane, and each vector of words serves every head of a pass.
+
+inline __m256i Evens(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi16(255)); }
+inline __m256i Odds(__m256i bytes) { return _mm256_srli_epi16(bytes, 8); }
+inline __m256i SignedEvens(__m256i bytes) { return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8); }
+inline __m256i SignedOdds(__m256i bytes) { return _mm256_srai_epi16(bytes, 8); }
+
+/// Words c … c + 3 as c, c + 2, c + 1, c + 3.
+inline __m256i EvensFirst(__m256i words) { return _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xD8), 0xD8); }
+
+/// sum + a · b by pairs. The addition is written out because GCC 12 sums products up in trees, which it spills.
+inline __m256i MultiplyAdd(__m256i sum, __m256i a, __m256i b) {
+  const __m256i product = _mm256_madd_epi16(a, b);
+  __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(product));
+  return sum;
+}
+
 // ----------------------------------------------------------------------------------------------- int8: scores of tiles
 
-template <int kHeads>
-inline void ScoreTile(const QuantizedQuery& query, int64_t head, const uint8_t* tile, int64_t padded,
-                      Prefetcher& prefetcher, float* scores, int64_t score_stride) {
-  // sums[h][i]: rows 4i … 4i + 3, two lanes each.
-  __m256i sums[kHeads][4];
-#pragma GCC unroll 4
-  for (int h = 0; h < kHeads; ++h) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) sums[h][i] = _mm256_setzero_si256();
+struct TileQuery {
+  float step;
+  int32_t offset;                                  ///< what the 128 that is added to stored codes makes too much
+  alignas(32) int16_t value[kMostPackedHeadSize];  ///< by fours as EvensFirst leaves them
+};
+
+inline void ArrangeQuery(const QuantizedQuery& query, int64_t head, int64_t padded, TileQuery& out) {
+  out.step = query.step[head];
+  // What wraps around here wraps back in the sum.
+  out.offset = static_cast<int32_t>(0u - 128u * static_cast<uint32_t>(query.sum[head]));
+  for (int64_t c = 0; c < padded; c += 16) {
+    const __m256i words = EvensFirst(LoadBytes(query.value + head * query.stride + c));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out.value + c), words);
   }
-  const int16_t* value = query.value + head * query.stride;
-  for (int64_t c = 0; c < padded; c += 4) {
-    prefetcher.Ask();
-    __m256i q[kHeads];
+}
+
+template <int kHeads>
+inline void ScoreTile(const TileQuery* query, const uint8_t* tile, int64_t padded, Prefetcher& prefetcher,
+                      float* scores, int64_t score_stride) {
+  __m256i sums[kHeads][2];
 #pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) q[h] = Broadcast8(value + h * query.stride + c);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const __m256i codes = _mm256_cvtepu8_epi16(LoadBytes16(tile + c * kTileRows + 16 * i));
+  for (int h = 0; h < kHeads; ++h) sums[h][0] = sums[h][1] = _mm256_set1_epi32(query[h].offset);
+  const auto add = [&](int64_t c) __attribute__((always_inline)) {
+    const __m256i codes[2] = {LoadBytes(tile + c * kTileRows), LoadBytes(tile + c * kTileRows + 32)};
+#pragma GCC unroll 2
+    for (int odd = 0; odd < 2; ++odd) {
+      const __m256i first = odd ? Odds(codes[0]) : Evens(codes[0]);
+      const __m256i second = odd ? Odds(codes[1]) : Evens(codes[1]);
 #pragma GCC unroll 4
       for (int h = 0; h < kHeads; ++h) {
-        sums[h][i] = _mm256_add_epi32(sums[h][i], _mm256_madd_epi16(codes, q[h]));
+        const __m256i q = Broadcast4(query[h].value + c + 2 * odd);
+        sums[h][0] = MultiplyAdd(sums[h][0], first, q);
+        sums[h][1] = MultiplyAdd(sums[h][1], second, q);
       }
     }
+  };
+  int64_t c = 0;
+  for (; c + 16 <= padded; c += 16) {
+    prefetcher.Ask();
+    add(c);
+    add(c + 4);
+    add(c + 8);
+    add(c + 12);
   }
-  prefetcher.Ask();
-  const uint8_t* scales = tile + kTileRows * padded;
-#pragma GCC unroll 4
-  for (int h = 0; h < kHeads; ++h) {
-    // Codes are stored with 128 added to them.
-    const uint32_t offset = 0u - 128u * static_cast<uint32_t>(query.sum[head + h]);
-    const __m256 step = _mm256_set1_ps(query.step[head + h]);
+  for (; c < padded; c += 4) add(c);
 #pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const __m256i pairs = _mm256_hadd_epi32(sums[h][2 * i], sums[h][2 * i + 1]);
-      const __m256i total =
-          _mm256_add_epi32(_mm256_permute4x64_epi64(pairs, 0xD8), _mm256_set1_epi32(static_cast<int32_t>(offset)));
-      const __m256 factor = _mm256_mul_ps(step, LoadHalves(scales + 16 * i));
-      _mm256_storeu_ps(scores + h * score_stride + 8 * i, _mm256_mul_ps(factor, _mm256_cvtepi32_ps(total)));
+  for (int i = 0; i < 2; ++i) {
+    const __m256 scale = LoadHalves(tile + kTileRows * padded + 16 * i);
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      const __m256 factor = _mm256_mul_ps(_mm256_set1_ps(query[h].step), scale);
+      _mm256_storeu_ps(scores + h * score_stride + 8 * i, _mm256_mul_ps(factor, _mm256_cvtepi32_ps(sums[h][i])));
     }
+  }
+}
+
+template <int kHeads>
+inline void ScoreTileHeads(const QuantizedQuery& query, int64_t head, const uint8_t* tiles, int64_t count,
+                           int64_t padded, Prefetcher& prefetcher, float* scores, int64_t score_stride) {
+  TileQuery arranged[kHeads];
+  for (int h = 0; h < kHeads; ++h) ArrangeQuery(query, head + h, padded, arranged[h]);
+  for (int64_t i = 0; i < count; ++i) {
+    ScoreTile<kHeads>(arranged, tiles + i * TileBytes(padded), padded, prefetcher, scores + i * kTileRows,
+                      score_stride);
   }
 }
 
@@ -80,61 +145,81 @@ inline void ScoreTile(const QuantizedQuery& query, int64_t head, const uint8_t* 
 
 struct TileWeights {
   float step;
+  /// By fours as EvensFirst leaves them; of a tile's four fours, the second and the third are exchanged.
   alignas(32) int16_t value[kBlockRows];
 };
 
-inline void QuantizeTileWeights(const float* weights, const uint8_t* scales, int64_t tile_bytes, int64_t count,
-                                TileWeights& out) {
-  alignas(32) float scaled[kBlockRows];
-  __m256i largest = _mm256_setzero_si256();
-  for (int64_t j = 0; j < count * kTileRows; j += kLanes) {
+template <int kHeads>
+inline void QuantizeTileWeights(const float* weights, int64_t weight_stride, const uint8_t* scales, int64_t tile_bytes,
+                                int64_t count, TileWeights (&out)[kHeads]) {
+  alignas(32) float scaled[kHeads][kBlockRows];
+  __m256i largest[kHeads];
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) largest[h] = _mm256_setzero_si256();
+  const int64_t rows = count * kTileRows;
+  for (int64_t j = 0; j < rows; j += kLanes) {
     const __m256 scale = LoadHalves(scales + j / kTileRows * tile_bytes + 2 * (j % kTileRows));
-    const __m256i bits = MagnitudeBits(_mm256_mul_ps(_mm256_loadu_ps(weights + j), scale));
-    _mm256_store_ps(scaled + j, _mm256_castsi256_ps(bits));
-    largest = _mm256_max_epi32(largest, bits);
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      const __m256i magnitude = MagnitudeBits(_mm256_mul_ps(_mm256_loadu_ps(weights + h * weight_stride + j), scale));
+      _mm256_store_ps(scaled[h] + j, _mm256_castsi256_ps(magnitude));
+      largest[h] = _mm256_max_epi32(largest[h], magnitude);
+    }
   }
-  const Quantizer quantizer(LargestLane(largest), kMostTileWeight);
-  out.step = quantizer.step;
-  for (int64_t j = 0; j < count * kTileRows; j += kLanes) {
-    StoreInt16(out.value + j, Codes(_mm256_load_ps(scaled + j), quantizer.inverse));
+  const Quantizers quantizers(LargestLanes(largest), kMostTileWeight);
+  for (int h = 0; h < kHeads; ++h) {
+    out[h].step = quantizers.step[h];
+    const __m256 inverse = _mm256_set1_ps(quantizers.inverse[h]);
+    for (int64_t j = 0; j < rows; j += 2 * kLanes) {
+      const __m256i first = Codes(_mm256_load_ps(scaled[h] + j), inverse);
+      const __m256i second = Codes(_mm256_load_ps(scaled[h] + j + kLanes), inverse);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out[h].value + j), EvensFirst(_mm256_packs_epi32(first, second)));
+    }
   }
 }
 
-/// kVectors vectors of 4 channels, of which `channels` are to be added to.
-template <int kHeads, int kVectors>
+/// kVectors vectors of 8 channels, the last of which has only 4 where kPart; `channels` of them are to be added to.
+template <int kHeads, int kVectors, bool kPart>
 inline void AddTileColumns(const TileWeights* weights, const uint8_t* tiles, int64_t count, int64_t padded,
                            int64_t channels, Prefetcher& prefetcher, float* sum, int64_t sum_stride) {
-  // sums[h][v]: channels 4v … 4v + 3, two lanes each.
+  constexpr int kPlaceOfFour[4] = {0, 8, 4, 12};
   __m256i sums[kHeads][kVectors];
 #pragma GCC unroll 4
   for (int h = 0; h < kHeads; ++h) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) sums[h][v] = _mm256_setzero_si256();
   }
-  for (int64_t j = 0; j < count * kTileRows; j += 4) {
-    const uint8_t* group = tiles + j / kTileRows * TileBytes(padded) + j % kTileRows * padded;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint8_t* tile = tiles + i * TileBytes(padded);
     prefetcher.Ask();
-    __m256i w[kHeads];
 #pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) w[h] = Broadcast8(weights[h].value + j);
+    for (int g = 0; g < 4; ++g) {
+      __m256i codes[kVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const uint8_t* p = tile + g * 4 * padded + 32 * v;
+        codes[v] = kPart ? _mm256_zextsi128_si256(LoadBytes16(p)) : LoadBytes(p);
+      }
+#pragma GCC unroll 2
+      for (int odd = 0; odd < 2; ++odd) {
+        __m256i words[kVectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) words[v] = odd ? SignedOdds(codes[v]) : SignedEvens(codes[v]);
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      const __m256i codes = _mm256_cvtepi8_epi16(LoadBytes16(group + 16 * v));
-#pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) {
-        sums[h][v] = _mm256_add_epi32(sums[h][v], _mm256_madd_epi16(codes, w[h]));
+        for (int h = 0; h < kHeads; ++h) {
+          const __m256i w = Broadcast4(weights[h].value + i * kTileRows + kPlaceOfFour[g] + 2 * odd);
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) sums[h][v] = MultiplyAdd(sums[h][v], words[v], w);
+        }
       }
     }
   }
 #pragma GCC unroll 4
   for (int h = 0; h < kHeads; ++h) {
-    alignas(32) int32_t totals[16];
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      const __m256i pairs = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sums[h][v], sums[h][v]), 0xD8);
-      _mm_store_si128(reinterpret_cast<__m128i*>(totals + 4 * v), _mm256_castsi256_si128(pairs));
+      AddChannels(sums[h][v], weights[h].step, 0.0f, channels - kLanes * v, sum + h * sum_stride + kLanes * v);
     }
-    AddChannels(totals, channels, weights[h].step, 0.0f, sum + h * sum_stride);
   }
 }
 
@@ -143,21 +228,24 @@ inline void AddTileHeads(const float* weights, int64_t weight_stride, const uint
                          int64_t head_size, Prefetcher& prefetcher, float* sum, int64_t sum_stride) {
   const int64_t padded = PaddedSize(head_size);
   TileWeights codes[kHeads];
-  for (int h = 0; h < kHeads; ++h) {
-    QuantizeTileWeights(weights + h * weight_stride, tiles + kTileRows * padded, TileBytes(padded), count, codes[h]);
-  }
+  QuantizeTileWeights<kHeads>(weights, weight_stride, tiles + kTileRows * padded, TileBytes(padded), count, codes);
   int64_t c = 0;
   for (; c + 16 <= padded; c += 16) {
-    AddTileColumns<kHeads, 4>(codes, tiles + 4 * c, count, padded, Min(16, head_size - c), prefetcher, sum + c,
-                              sum_stride);
+    AddTileColumns<kHeads, 2, false>(codes, tiles + 4 * c, count, padded, head_size - c, prefetcher, sum + c,
+                                     sum_stride);
   }
-  for (; c < padded; c += 4) {
-    AddTileColumns<kHeads, 1>(codes, tiles + 4 * c, count, padded, Min(4, head_size - c), prefetcher, sum + c,
-                              sum_stride);
+  if (c + 8 <= padded) {
+    AddTileColumns<kHeads, 1, false>(codes, tiles + 4 * c, count, padded, head_size - c, prefetcher, sum + c,
+                                     sum_stride);
+    c += 8;
+  }
+  if (c < padded) {
+    AddTileColumns<kHeads, 1, true>(codes, tiles + 4 * c, count, padded, head_size - c, prefetcher, sum + c,
+                                    sum_stride);
   }
 }
 
-#include "kernels/packed_two_heads_tiles.h"
+#include "kernels/packed_tile_passes.h"
 
 }  // namespace
 

@@ -71,13 +71,13 @@ inline __m128 SumsOfLanes(const __m512 (&x)[kMostHeads]) {
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-/// The largest lanes of four vectors of non-negative integers.
+/// The largest lanes of four vectors of unsigned integers.
 inline __m128i LargestLanes(const __m512i (&x)[kMostHeads]) {
-  const __m512i ab = _mm512_max_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
-  const __m512i cd = _mm512_max_epi32(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
-  const __m512i abcd = _mm512_max_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-  const __m256i half = _mm256_max_epi32(_mm512_castsi512_si256(abcd), _mm512_extracti64x4_epi64(abcd, 1));
-  return _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  const __m512i ab = _mm512_max_epu32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+  const __m512i cd = _mm512_max_epu32(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
+  const __m512i abcd = _mm512_max_epu32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const __m256i half = _mm256_max_epu32(_mm512_castsi512_si256(abcd), _mm512_extracti64x4_epi64(abcd, 1));
+  return _mm_max_epu32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
 /// Quantizer for four heads at once. Where the step is NaN the codes are anything: it spoils every result they enter.
@@ -85,11 +85,12 @@ struct Quantizers {
   alignas(16) float step[kMostHeads];
   alignas(16) float inverse[kMostHeads];
 
-  /// Of heads whose magnitudes are at most `largest`, a maximum of MagnitudeBits.
+  /// Of heads whose magnitudes are at most `largest`, a maximum of the bits of non-negative numbers: those of NaN and of
+  /// negative ones are larger.
   Quantizers(__m128i largest_bits, float most) {
     const __m128 largest = _mm_castsi128_ps(largest_bits);
     const __mmask8 some = _mm_cmp_ps_mask(largest, _mm_set1_ps(kSmallestRange), _CMP_GE_OQ);
-    const __mmask8 not_finite = _mm_cmpgt_epi32_mask(largest_bits, _mm_set1_epi32(0x7F7FFFFF));
+    const __mmask8 not_finite = _mm_cmpgt_epu32_mask(largest_bits, _mm_set1_epi32(0x7F7FFFFF));
     const __m128 quotient = _mm_maskz_div_ps(some, largest, _mm_set1_ps(most));
     _mm_store_ps(step, _mm_mask_mov_ps(quotient, not_finite, _mm_set1_ps(__builtin_nanf(""))));
     _mm_store_ps(inverse, _mm_maskz_div_ps(some, _mm_set1_ps(most), largest));

@@ -145,25 +145,25 @@ struct TileWeights {
   alignas(64) uint8_t low[kBlockRows];
 };
 
-template <int kHeads>
+/// kWhole: there are 8 tiles. Otherwise rows behind the last one are not read and count as 0.
+template <int kHeads, bool kWhole>
 inline void QuantizeTileWeights(const float* weights, int64_t weight_stride, const uint8_t* scales, int64_t tile_bytes,
                                 int64_t count, TileWeights (&out)[kHeads]) {
-  // Rows behind the last tile are not read and count as 0.
-  __mmask16 there[8];
   __m512 scale[8];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
-    there[i] = i < count ? 0xFFFF : 0;
-    scale[i] = LoadHalvesPart(scales + Min(i, count) * tile_bytes, there[i]);
+    scale[i] = kWhole || i < count ? LoadHalves(scales + i * tile_bytes) : _mm512_setzero_ps();
   }
+  const auto product = [&](int h, int i) __attribute__((always_inline)) {
+    const float* weight = weights + h * weight_stride + i * kTileRows;
+    if constexpr (kWhole) return _mm512_mul_ps(_mm512_loadu_ps(weight), scale[i]);
+    return _mm512_mul_ps(_mm512_maskz_loadu_ps(i < count ? 0xFFFF : 0, weight), scale[i]);
+  };
   __m512i largest[kMostHeads] = {};
 #pragma GCC unroll 4
   for (int h = 0; h < kHeads; ++h) {
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      const __m512 weight = _mm512_maskz_loadu_ps(there[i], weights + h * weight_stride + i * kTileRows);
-      largest[h] = _mm512_max_epi32(largest[h], MagnitudeBits(_mm512_mul_ps(weight, scale[i])));
-    }
+    for (int i = 0; i < 8; ++i) largest[h] = _mm512_max_epu32(largest[h], _mm512_castps_si512(product(h, i)));
   }
   const Quantizers quantizers(LargestLanes(largest), kMostTileWeight);
 #pragma GCC unroll 4
@@ -176,9 +176,7 @@ inline void QuantizeTileWeights(const float* weights, int64_t weight_stride, con
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
         // Computed again: sixteen of them are too many to keep.
-        const float* weight = weights + h * weight_stride + (2 * k + i) * kTileRows;
-        const __m512 product = _mm512_mul_ps(_mm512_maskz_loadu_ps(there[2 * k + i], weight), scale[2 * k + i]);
-        value[i] = Codes(_mm512_castsi512_ps(MagnitudeBits(product)), quantizers.inverse[h]);
+        value[i] = Codes(product(h, 2 * k + i), quantizers.inverse[h]);
       }
       words[k] = _mm512_packus_epi32(value[0], value[1]);
     }
@@ -279,7 +277,12 @@ inline void AddTileGroup(const float* weights, int64_t weight_stride, const uint
                          const Ahead& ahead) {
   const int64_t padded = PaddedSize(head_size);
   TileWeights codes[kHeads];
-  QuantizeTileWeights<kHeads>(weights, weight_stride, tiles + kTileRows * padded, TileBytes(padded), count, codes);
+  const uint8_t* scales = tiles + kTileRows * padded;
+  if (count == kBlockRows / kTileRows) {
+    QuantizeTileWeights<kHeads, true>(weights, weight_stride, scales, TileBytes(padded), count, codes);
+  } else {
+    QuantizeTileWeights<kHeads, false>(weights, weight_stride, scales, TileBytes(padded), count, codes);
+  }
   if constexpr (kHeads >= 2) AddTileHeads<2, 4>(codes, tiles, count, head_size, pass, passes, sum, sum_stride, ahead);
   if constexpr (kHeads == 4) {
     AddTileHeads<2, 4>(codes + 2, tiles, count, head_size, pass + 1, passes, sum + 2 * sum_stride, sum_stride, ahead);

@@ -167,4 +167,4 @@ inline void AddBlockHeads(const float* weights, int64_t weight_stride, const uin
   }
 }
 
-#include "kernels/packed_two_heads_blocks.h"
+#include "kernels/packed_block_passes.h"

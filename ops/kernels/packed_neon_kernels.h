@@ -8,6 +8,8 @@
 
 constexpr int64_t kLanes = 4;
 constexpr int kMostHeads = 2;  // of one pass: × 4 sums × 2 planes
+constexpr int64_t kChannelsPerAsk = 4;
+#include "kernels/packed_passes.h"
 
 inline float32x4_t LoadHalves(const uint8_t* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
 /// n ≤ 4 lanes, the others 0.

@@ -34,7 +34,6 @@ inline void ScoreTile(const QuantizedQuery& query, int64_t head, const uint8_t* 
       }
     }
   }
-  prefetcher.Ask();
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const float32x4_t scale = LoadHalves(tile + kTileRows * padded + 8 * i);
@@ -43,6 +42,15 @@ inline void ScoreTile(const QuantizedQuery& query, int64_t head, const uint8_t* 
       const float32x4_t factor = vmulq_n_f32(scale, query.step[head + h]);
       vst1q_f32(scores + h * score_stride + 4 * i, vmulq_f32(factor, Total(highs[h][i], lows[h][i])));
     }
+  }
+}
+
+template <int kHeads>
+inline void ScoreTileHeads(const QuantizedQuery& query, int64_t head, const uint8_t* tiles, int64_t count,
+                           int64_t padded, Prefetcher& prefetcher, float* scores, int64_t score_stride) {
+  for (int64_t i = 0; i < count; ++i) {
+    ScoreTile<kHeads>(query, head, tiles + i * TileBytes(padded), padded, prefetcher, scores + i * kTileRows,
+                      score_stride);
   }
 }
 
@@ -129,4 +137,4 @@ inline void AddTileHeads(const float* weights, int64_t weight_stride, const uint
   }
 }
 
-#include "kernels/packed_two_heads_tiles.h"
+#include "kernels/packed_tile_passes.h"

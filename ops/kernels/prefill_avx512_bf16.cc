@@ -132,34 +132,64 @@ void PackValues(const void* rows, ElementType type, int64_t first, int64_t count
 
 // -------------------------------------------------------------------------------------------------- bfloat16 products
 
-/// c[kRows][16·kVectors] = (kAccumulate ? c : 0) + a[kRows][2·pairs] · b[pairs][b_stride/2][2].
-template <int kRows, int kVectors, bool kAccumulate>
-inline void ProductOf(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride, int64_t pairs, float* c,
-                      int64_t c_stride) {
+/// kRows × 16·kVectors sums in registers.
+template <int kRows, int kVectors>
+struct ProductTile {
   __m512 sums[kRows][kVectors];
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      sums[i][v] = kAccumulate ? Vec::Load(c + i * c_stride + v * kLanes) : Vec::Zero();
-    }
-  }
-  for (int64_t l = 0; l < pairs; ++l) {
-    __m512bh columns[kVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) columns[v] = (__m512bh)_mm512_loadu_si512(b + l * b_stride + v * 2 * kLanes);
+
+  inline __attribute__((always_inline)) void Clear() {
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const __m512bh factor = (__m512bh)Broadcast32(a + i * a_stride + 2 * l);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sums[i][v] = _mm512_dpbf16_ps(sums[i][v], factor, columns[v]);
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = Vec::Zero();
     }
   }
+
+  inline __attribute__((always_inline)) void Load(const float* c, int64_t c_stride) {
 #pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
+    for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) Vec::Store(c + i * c_stride + v * kLanes, sums[i][v]);
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = Vec::Load(c + i * c_stride + v * kLanes);
+    }
   }
+
+  inline __attribute__((always_inline)) void Store(float* c, int64_t c_stride) const {
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) Vec::Store(c + i * c_stride + v * kLanes, sums[i][v]);
+    }
+  }
+
+  /// += a[kRows][2·(begin … end)] · b[begin … end][b_stride/2][2].
+  inline __attribute__((always_inline)) void Add(const uint16_t* a, int64_t a_stride, const uint16_t* b,
+                                                 int64_t b_stride, int64_t begin, int64_t end) {
+    for (int64_t l = begin; l < end; ++l) {
+      __m512bh columns[kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) columns[v] = (__m512bh)_mm512_loadu_si512(b + l * b_stride + v * 2 * kLanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+        const __m512bh factor = (__m512bh)Broadcast32(a + i * a_stride + 2 * l);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) sums[i][v] = _mm512_dpbf16_ps(sums[i][v], factor, columns[v]);
+      }
+    }
+  }
+};
+
+/// c[kRows][16·kVectors] = (kAccumulate ? c : 0) + a[kRows][2·pairs] · b[pairs][b_stride/2][2].
+template <int kRows, int kVectors, bool kAccumulate>
+__attribute__((noinline)) void ProductOf(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride,
+                                         int64_t pairs, float* c, int64_t c_stride) {
+  ProductTile<kRows, kVectors> tile;
+  if constexpr (kAccumulate) {
+    tile.Load(c, c_stride);
+  } else {
+    tile.Clear();
+  }
+  tile.Add(a, a_stride, b, b_stride, 0, pairs);
+  tile.Store(c, c_stride);
 }
 
 template <bool kAccumulate, int kVectors = 1>
@@ -181,8 +211,11 @@ inline void Product(int64_t rows, int64_t vectors, const uint16_t* a, int64_t a_
 void Scores(const void* tile, int64_t rows, const void* panel, int64_t columns, int64_t head_size, float* scores,
             int64_t score_stride) {
   const int64_t channels = RoundUp(head_size, 2);
-  Product<false>(rows, (columns + kLanes - 1) / kLanes, static_cast<const uint16_t*>(tile), channels,
-                 static_cast<const uint16_t*>(panel), kPanelPairs, channels / 2, scores, score_stride);
+  const auto* keys = static_cast<const uint16_t*>(panel);
+  for (int64_t j = 0; j < columns; j += kPanelKeys, keys += channels * kPanelKeys) {
+    Product<false>(rows, (Min(columns - j, kPanelKeys) + kLanes - 1) / kLanes, static_cast<const uint16_t*>(tile),
+                   channels, keys, kPanelPairs, channels / 2, scores + j, score_stride);
+  }
 }
 
 void AddValues(const void* weights, int64_t weight_stride, int64_t rows, const void* block, ColumnRange keys,
@@ -195,106 +228,13 @@ void AddValues(const void* weights, int64_t weight_stride, int64_t rows, const v
   });
 }
 
-// ------------------------------------------------------------------------------------------------------------ softmax
-
-/// 2^x for x ≤ 127, relative error below 3e-6, far below bfloat16's own; 0 below −126; NaN stays NaN.
-inline __m512 Exp2(__m512 x) {
-  const __mmask16 is_normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
-  // x − floor(x), and scalef takes the floor itself.
-  const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  // The polynomial of degree 4 with the least relative error on [0, 1].
-  __m512 p = _mm512_set1_ps(1.353416797e-2f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.201146230e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.414427544e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.930038354e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.000002593f));
-  return _mm512_maskz_scalef_ps(is_normal, p, x);
-}
-
-/// Lanes of columns [column, column + 16) that lie in `range`.
-inline __mmask16 LanesIn(ColumnRange range, int64_t column) {
-  const int64_t begin = Min(Max(range.begin - column, 0), kLanes);
-  const int64_t end = Min(Max(range.end - column, begin), kLanes);
-  return static_cast<__mmask16>((1u << end) - (1u << begin));
-}
-
-inline float LargestOf(const float* scores, ColumnRange seen) {
-  const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
-  // The second operand of vmaxps is the result where either is a NaN, so a NaN is left out.
-  __m512 even = lowest;
-  __m512 odd = lowest;
-  int64_t j = seen.begin;
-  for (; j + 2 * kLanes <= seen.end; j += 2 * kLanes) {
-    even = _mm512_max_ps(_mm512_loadu_ps(scores + j), even);
-    odd = _mm512_max_ps(_mm512_loadu_ps(scores + j + kLanes), odd);
-  }
-  for (; j < seen.end; j += kLanes) {
-    even = _mm512_max_ps(_mm512_mask_loadu_ps(lowest, LanesIn(seen, j), scores + j), even);
-  }
-  return _mm512_reduce_max_ps(_mm512_max_ps(even, odd));
-}
-
-uint32_t Softmax(float* scores, ColumnRange seen, ColumnRange written, const float* tokens, float skip_below,
-                 SoftmaxRow* row, void* weights) {
-  row->keep = 1.0f;
-  const float top = LargestOf(scores, seen);
-  if (top > row->maximum) {
-    // The first keys have nothing to rescale.
-    if (row->maximum > -__builtin_inff()) {
-      row->keep = _mm512_cvtss_f32(Exp2(_mm512_set1_ps(row->maximum - top)));
-      row->denominator *= row->keep;
-    }
-    row->maximum = top;
-  }
-  const __m512 shift = _mm512_set1_ps(row->maximum == -__builtin_inff() ? 0.0f : row->maximum);
-  const __m512 least = _mm512_set1_ps(skip_below);
-  const bool plain = tokens == nullptr && skip_below == 0.0f;
-  auto* out = static_cast<uint16_t*>(weights);
-  uint32_t stretches = plain ? ~0u : 0u;
-  __m512 sum = Vec::Zero();
-  const auto weights_at = [&](int64_t column) {
-    const __mmask16 lanes = LanesIn(seen, column);
-    const __m512 e =
-        _mm512_maskz_mov_ps(lanes, Exp2(_mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, scores + column), shift)));
-    const __m512 weight = tokens == nullptr ? e : _mm512_mul_ps(e, _mm512_maskz_loadu_ps(lanes, tokens + column));
-    sum = _mm512_add_ps(sum, weight);
-    const __mmask16 left =
-        _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(e, least, _CMP_NLT_UQ), weight, Vec::Zero(), _CMP_NEQ_UQ);
-    if (left != 0) stretches |= 1u << (column / 64);
-    return _mm512_maskz_mov_ps(left, weight);
-  };
-  // Whole vectors are written: rows of weights have room for a multiple of 64, and what lies outside `written` is not
-  // read.
-  for (int64_t j = written.begin / 32 * 32; j < written.end; j += 2 * kLanes) {
-    __m512 low;
-    __m512 high;
-    if (plain && j >= seen.begin && j + 2 * kLanes <= seen.end) {
-      low = Exp2(_mm512_sub_ps(_mm512_loadu_ps(scores + j), shift));
-      high = Exp2(_mm512_sub_ps(_mm512_loadu_ps(scores + j + kLanes), shift));
-      sum = _mm512_add_ps(sum, _mm512_add_ps(low, high));
-    } else {
-      low = weights_at(j);
-      high = weights_at(j + kLanes);
-    }
-    _mm512_storeu_si512(out + j, ToBfloat16Pair(low, high));
-  }
-  row->denominator += _mm512_reduce_add_ps(sum);
-  return stretches;
-}
-
-void ConvertWeights(const float* weights, ColumnRange columns, void* converted) {
-  auto* out = static_cast<uint16_t*>(converted);
-  for (int64_t j = columns.begin; j < columns.end; j += kLanes) {
-    const __mmask16 lanes = LanesIn(columns, j);
-    _mm256_mask_storeu_epi16(out + j, lanes, ToBfloat16(_mm512_maskz_loadu_ps(lanes, weights + j)));
-  }
-}
-
+#include "kernels/prefill_avx512_softmax.h"
+#include "kernels/prefill_avx512_softmax_values.h"
 #include "kernels/prefill_avx512_int8.h"
 
 constexpr PrefillArithmetic kBfloat16 = {
     kPanelKeys, 2,          2,      QueryTileBytes, KeyPanelBytes,  ValueBlockBytes, PackQuery,
-    PackKeys,   PackValues, Scores, Softmax,        ConvertWeights, AddValues};
+    PackKeys,   PackValues, Scores, Softmax,        ConvertWeights, AddValues,       SoftmaxAndAddValues};
 constexpr PrefillArithmetic kInt8 = {kPanelKeys,
                                      2,
                                      2,
@@ -307,7 +247,8 @@ constexpr PrefillArithmetic kInt8 = {kPanelKeys,
                                      Int8Scores,
                                      Softmax,
                                      ConvertWeights,
-                                     AddValues};
+                                     AddValues,
+                                     SoftmaxAndAddValues};
 
 }  // namespace
 

@@ -166,6 +166,9 @@ inline void Int8ScoresUpTo(int64_t rows, int64_t vectors, const int8_t* tile, co
 
 void Int8Scores(const void* tile, int64_t rows, const void* panel, int64_t columns, int64_t head_size, float* scores,
                 int64_t score_stride) {
-  Int8ScoresUpTo(rows, (columns + kLanes - 1) / kLanes, static_cast<const int8_t*>(tile),
-                 static_cast<const uint8_t*>(panel), RoundUp(head_size, 4), scores, score_stride);
+  const auto* keys = static_cast<const uint8_t*>(panel);
+  for (int64_t j = 0; j < columns; j += kPanelKeys, keys += Int8KeyPanelBytes(head_size)) {
+    Int8ScoresUpTo(rows, (Min(columns - j, kPanelKeys) + kLanes - 1) / kLanes, static_cast<const int8_t*>(tile), keys,
+                   RoundUp(head_size, 4), scores + j, score_stride);
+  }
 }

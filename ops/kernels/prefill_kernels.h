@@ -49,15 +49,16 @@ struct PrefillArithmetic {
   void (*pack_values)(const void* rows, ElementType type, int64_t first, int64_t count, int64_t head_size, void* block);
 
   /// scores[r·score_stride + j] = query row r · key j, for the first `rows` rows of the tile and the first `columns`
-  /// keys of the panel. Further rows of the tile and keys of the panel may be computed as well.
-  void (*scores)(const void* tile, int64_t rows, const void* panel, int64_t columns, int64_t head_size, float* scores,
+  /// keys of panels that lie one after the other. Further rows of the tile and keys of the last panel may be computed
+  /// as well.
+  void (*scores)(const void* tile, int64_t rows, const void* panels, int64_t columns, int64_t head_size, float* scores,
                  int64_t score_stride);
 
   /// Weights of one row: tokens[j] · 2^(scores[j] − maximum) for j in `seen`, after the maximum has been raised to
   /// theirs; 0 for the other j in `written`, which `seen` (maybe empty) lies in, and where 2^(…) < skip_below. `tokens`
-  /// may be null: all 1. Destroys the scores; `weights` may be `scores` where weight_bytes is 4. Both have room for a
-  /// multiple of 64. Returns a bit for every stretch of 64 columns that has a weight other than 0 (bit 0 for columns
-  /// 0 … 63); where skip_below is 0, other bits may be set too.
+  /// may be null: all 1. Destroys the scores; `weights` may be `scores`. Both have room for a multiple of 64. Returns a
+  /// bit for every stretch of 64 columns that has a weight other than 0 (bit 0 for columns 0 … 63); where skip_below is
+  /// 0, other bits may be set too.
   uint32_t (*softmax)(float* scores, ColumnRange seen, ColumnRange written, const float* tokens, float skip_below,
                       SoftmaxRow* row, void* weights);
 
@@ -69,6 +70,12 @@ struct PrefillArithmetic {
   /// apart, rows of sums a multiple of kSumAlignment.
   void (*add_values)(const void* weights, int64_t weight_stride, int64_t rows, const void* block, ColumnRange keys,
                      int64_t head_size, float* sum, int64_t sum_stride);
+
+  /// A step of the online softmax at once, with all tokens 1 and no value left out: for r < rows, takes row r's scores
+  /// to weights as `softmax` does, multiplies its sums by `keep`, and adds the values of the columns seen[r]. Columns
+  /// that other rows see have weight 0. Rows of scores have room for a multiple of 64 columns; they are destroyed.
+  void (*softmax_and_add_values)(float* scores, int64_t score_stride, int64_t rows, const ColumnRange* seen,
+                                 SoftmaxRow* row, const void* block, int64_t head_size, float* sum, int64_t sum_stride);
 };
 
 /// What one instruction set offers. Null: not on this processor.

@@ -47,15 +47,17 @@ void PackValues(const void* rows, ElementType type, int64_t first, int64_t count
   for (int64_t i = 0; i < count * head_size; ++i) out[i] = Element(rows, type, i);
 }
 
-void Scores(const void* tile, int64_t rows, const void* panel, int64_t columns, int64_t head_size, float* scores,
+void Scores(const void* tile, int64_t rows, const void* panels, int64_t columns, int64_t head_size, float* scores,
             int64_t score_stride) {
   const auto* query = static_cast<const float*>(tile);
-  const auto* keys = static_cast<const float*>(panel);
   for (int64_t r = 0; r < rows; ++r) {
     float* row = scores + r * score_stride;
     std::fill_n(row, columns, 0.0f);
-    for (int64_t c = 0; c < head_size; ++c) {
-      for (int64_t j = 0; j < columns; ++j) row[j] += query[r * head_size + c] * keys[c * kPanelKeys + j];
+    for (int64_t j = 0; j < columns; ++j) {
+      const auto* keys =
+          reinterpret_cast<const float*>(static_cast<const char*>(panels) + j / kPanelKeys * KeyPanelBytes(head_size));
+      for (int64_t c = 0; c < head_size; ++c)
+        row[j] += query[r * head_size + c] * keys[c * kPanelKeys + j % kPanelKeys];
     }
   }
 }
@@ -100,9 +102,20 @@ void AddValues(const void* weights, int64_t weight_stride, int64_t rows, const v
   }
 }
 
+void SoftmaxAndAddValues(float* scores, int64_t score_stride, int64_t rows, const ColumnRange* seen, SoftmaxRow* row,
+                         const void* block, int64_t head_size, float* sum, int64_t sum_stride) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float* weights = scores + r * score_stride;
+    float* sums = sum + r * sum_stride;
+    Softmax(weights, seen[r], seen[r], nullptr, 0.0f, row + r, weights);
+    for (int64_t c = 0; c < head_size; ++c) sums[c] *= row[r].keep;
+    AddValues(weights, score_stride, 1, block, seen[r], head_size, sums, sum_stride);
+  }
+}
+
 constexpr PrefillArithmetic kFloat32 = {
     kPanelKeys, 4,          1,      QueryTileBytes, KeyPanelBytes,  ValueBlockBytes, PackQuery,
-    PackKeys,   PackValues, Scores, Softmax,        ConvertWeights, AddValues};
+    PackKeys,   PackValues, Scores, Softmax,        ConvertWeights, AddValues,       SoftmaxAndAddValues};
 
 }  // namespace
 

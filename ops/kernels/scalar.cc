@@ -48,10 +48,19 @@ float Maximum(const float* x, int64_t n) {
   return largest;
 }
 
-float ExpAndSum(float* x, int64_t n, float offset) {
+float Exp2AndSum(float* x, int64_t n, float offset) {
   float sum = 0.0f;
   for (int64_t i = 0; i < n; ++i) {
-    x[i] = std::exp(x[i] - offset);
+    x[i] = std::exp2(x[i] - offset);
+    sum += x[i];
+  }
+  return sum;
+}
+
+float MultiplyTokensAndSum(float* x, const uint16_t* tags, int64_t n) {
+  float sum = 0.0f;
+  for (int64_t i = 0; i < n; ++i) {
+    x[i] *= static_cast<float>(tags[i] & 0x7fff);
     sum += x[i];
   }
   return sum;
@@ -82,7 +91,8 @@ const Kernels kScalarKernels = {
     AddRows<float>,
     AddRows<uint16_t>,
     Maximum,
-    ExpAndSum,
+    Exp2AndSum,
+    MultiplyTokensAndSum,
     Softcap,
     Scale,
     HalfToFloatRow,

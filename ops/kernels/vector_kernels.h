@@ -2,8 +2,9 @@
 // anonymous namespace and include this file into it, so that no instantiation is shared between files compiled for
 // different processors; for the same reason nothing here calls an inline function of the standard library.
 //
-// Vec gives: kLanes; kScoreHeads, kSums, kSumHeads, kPanelVectors (register tiles); Float and the operations used
-// here. LoadPart(p, n) fills lanes n and beyond with 0. Both kinds of Load take float or half (uint16_t) rows.
+// Vec gives: kLanes; kScoreHeads, kKeysInRegisters, kSums, kOneHeadSums, kSumHeads, kPanelVectors (register tiles);
+// Float and the operations used here. LoadPart(p, n) fills lanes n and beyond with 0. Both kinds of Load take float or
+// half (uint16_t) rows.
 
 #ifndef DELTALLM_VECTOR_KERNELS_INSIDE
 #error "Include this file from a kernel source, inside its anonymous namespace."
@@ -26,7 +27,8 @@ constexpr Kernels MakeKernels(const char* isa) {
           AddRows<float>,
           AddRows<uint16_t>,
           Maximum,
-          ExpAndSum,
+          Exp2AndSum,
+          MultiplyTokensAndSum,
           Softcap,
           Scale,
           HalfToFloatRow,

@@ -9,6 +9,7 @@ constexpr int kTileRows = PrefillArithmetic::kTileRows;
 constexpr int kPanelVectors = Vec::kPanelVectors;
 constexpr int64_t kPanelKeys = kPanelVectors * kLanes;
 
+inline int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 int64_t QueryTileBytes(int64_t head_size) { return RoundUp(kTileRows * head_size * 4, 64); }
@@ -106,36 +107,28 @@ inline void TileProduct(int64_t rows, int64_t vectors, const float* a, int64_t a
   }
 }
 
-void TileScores(const void* tile, int64_t rows, const void* panel, int64_t columns, int64_t head_size, float* scores,
+void TileScores(const void* tile, int64_t rows, const void* panels, int64_t columns, int64_t head_size, float* scores,
                 int64_t score_stride) {
-  TileProduct(rows, (columns + kLanes - 1) / kLanes, static_cast<const float*>(tile), head_size,
-              static_cast<const float*>(panel), kPanelKeys, scores, score_stride, head_size, false);
+  const auto* keys = static_cast<const float*>(panels);
+  for (int64_t j = 0; j < columns; j += kPanelKeys, keys += kPanelKeys * head_size) {
+    TileProduct(rows, (Min(columns - j, kPanelKeys) + kLanes - 1) / kLanes, static_cast<const float*>(tile), head_size,
+                keys, kPanelKeys, scores + j, score_stride, head_size, false);
+  }
+}
+
+/// Row 0 of the channels from vector `first` on.
+inline const float* ValuePanel(const void* block, int64_t first) {
+  return static_cast<const float*>(block) + first * kLanes * PrefillArithmetic::kMostColumns;
 }
 
 void TileAddValues(const void* weights, int64_t weight_stride, int64_t rows, const void* block, ColumnRange keys,
                    int64_t head_size, float* sum, int64_t sum_stride) {
   ForEachChannelPanel(head_size, [&](int64_t first, int64_t vectors) {
     const int64_t width = vectors * kLanes;
-    const float* panel =
-        static_cast<const float*>(block) + first * kLanes * PrefillArithmetic::kMostColumns + keys.begin * width;
-    TileProduct(rows, vectors, static_cast<const float*>(weights) + keys.begin, weight_stride, panel, width,
-                sum + first * kLanes, sum_stride, keys.end - keys.begin, true);
+    TileProduct(rows, vectors, static_cast<const float*>(weights) + keys.begin, weight_stride,
+                ValuePanel(block, first) + keys.begin * width, width, sum + first * kLanes, sum_stride,
+                keys.end - keys.begin, true);
   });
-}
-
-/// 2^x for x ≤ 127, relative error about 2e-7; 0 below −126.5, where float32 ends; NaN stays NaN.
-inline Float Exp2(Float x) {
-  const Float n = Vec::Round(x);
-  const Float r = Vec::Subtract(x, n);
-  // The polynomial of degree 5 through 2^0 with the least relative error on [−1/2, 1/2].
-  Float p = Vec::Set(1.326472725e-3f);
-  p = Vec::MultiplyAdd(p, r, Vec::Set(9.671512786e-3f));
-  p = Vec::MultiplyAdd(p, r, Vec::Set(5.550733744e-2f));
-  p = Vec::MultiplyAdd(p, r, Vec::Set(2.402224208e-1f));
-  p = Vec::MultiplyAdd(p, r, Vec::Set(6.931469776e-1f));
-  p = Vec::MultiplyAdd(p, r, Vec::Set(1.0f));
-  // A NaN compares false, so it passes through.
-  return Vec::SelectLess(n, Vec::Set(-126.0f), Vec::Zero(), Vec::TimesPowerOfTwo(p, n));
 }
 
 /// The weights of one row of a block; returns their sum, those below skip_below included.
@@ -212,7 +205,145 @@ void ConvertWeights(const float* weights, ColumnRange columns, void* converted) 
   for (int64_t j = columns.begin; j < columns.end; ++j) out[j] = weights[j];
 }
 
+constexpr int64_t kChunk = 2 * kLanes;  // keys whose weights are computed at once
+
+/// Lanes [0, kLanes) are 0, the others 1.
+struct HalfOnes {
+  float lanes[2 * kLanes];
+  constexpr HalfOnes() : lanes() {
+    for (int64_t i = kLanes; i < 2 * kLanes; ++i) lanes[i] = 1.0f;
+  }
+};
+constexpr HalfOnes kHalfOnes;
+
+/// −∞ for the columns of whole chunks that a row does not see.
+inline void HideUnseen(float* scores, ColumnRange chunks, ColumnRange seen) {
+  const Float hidden = Vec::Set(-__builtin_inff());
+  const Float half = Vec::Set(0.5f);
+  for (int64_t j = chunks.begin; j < seen.begin; j += kLanes) {
+    const Float after = Vec::Load(kHalfOnes.lanes + kLanes - Min(seen.begin - j, kLanes));
+    Vec::Store(scores + j, Vec::SelectLess(after, half, hidden, Vec::Load(scores + j)));
+  }
+  for (int64_t j = Max(seen.end / kLanes * kLanes, chunks.begin); j < chunks.end; j += kLanes) {
+    const Float after = Vec::Load(kHalfOnes.lanes + kLanes - Max(seen.end - j, 0));
+    Vec::Store(scores + j, Vec::SelectLess(after, half, Vec::Load(scores + j), hidden));
+  }
+}
+
+/// Raises a row's maximum to its scores in whole chunks, of which it sees `seen`.
+inline void RaiseMaximum(float* scores, ColumnRange chunks, ColumnRange seen, SoftmaxRow* row) {
+  HideUnseen(scores, chunks, seen);
+  Float even = Vec::Set(-__builtin_inff());
+  Float odd = even;
+  for (int64_t j = chunks.begin; j < chunks.end; j += kChunk) {
+    // A NaN is left out.
+    even = Vec::Larger(Vec::Load(scores + j), even);
+    odd = Vec::Larger(Vec::Load(scores + j + kLanes), odd);
+  }
+  const float top = Vec::Maximum(Vec::Larger(even, odd));
+  row->keep = 1.0f;
+  if (!(top > row->maximum)) return;
+  // The first keys have nothing to rescale.
+  if (row->maximum > -__builtin_inff()) row->keep = Vec::Maximum(Exp2(Vec::Set(row->maximum - top)));
+  row->maximum = top;
+}
+
+/// Exp2 for one who has no registers for constants.
+inline Float Exp2(Float x, const float* polynomial) {
+  const Float r = Vec::Fraction(x);
+  Float p = Vec::Set(polynomial[0]);
+#pragma GCC unroll 5
+  for (int i = 1; i < 6; ++i) p = Vec::MultiplyAdd(p, r, Vec::Set(polynomial[i]));
+  return Vec::TimesTwoToFloor(p, x);
+}
+
+/// A row whose scores are taken to weights.
+struct WeighedRow {
+  float sums[kLanes];  ///< of the weights
+  float shift;         ///< what is taken off the scores
+};
+
+/// The weights of one chunk of a row, in place of its scores, and what they add to the row's sums.
+inline __attribute__((always_inline)) void WeighChunk(float* scores, WeighedRow* row) {
+  const float* polynomial = kExp2Polynomial;
+  // Constants in registers would push sums out of them: the compiler is not to know that these are constants.
+  __asm__("" : "+r"(polynomial));
+  Float sum = Vec::Load(row->sums);
+#pragma GCC unroll 2
+  for (int64_t j = 0; j < kChunk; j += kLanes) {
+    const Float weight = Exp2(Vec::Subtract(Vec::Load(scores + j), Vec::Set(row->shift)), polynomial);
+    Vec::Store(scores + j, weight);
+    sum = Vec::Add(sum, weight);
+  }
+  Vec::Store(row->sums, sum);
+}
+
+/// Takes the scores of whole vectors to weights and adds their products with one panel of values. The units that
+/// multiply are busy with the values; half of an exponential needs others, so the two are taken by turns.
+template <int kRows, int kVectors>
+__attribute__((noinline)) void WeighAndAddOf(float* scores, int64_t score_stride, WeighedRow* weighed,
+                                             ColumnRange chunks, ColumnRange keys, const float* panel, float* sum,
+                                             int64_t sum_stride) {
+  ProductTile<kRows, kVectors> tile;
+  tile.Load(sum, sum_stride);
+  for (int i = 0; i < kRows; ++i) WeighChunk(scores + i * score_stride + chunks.begin, weighed + i);
+  for (int64_t j = chunks.begin; j < chunks.end; j += kChunk) {
+    const int64_t next = j + kChunk;
+    const int64_t last = Min(next, keys.end);
+    for (int i = 0; i < kRows; ++i) {
+      if (next < chunks.end) WeighChunk(scores + i * score_stride + next, weighed + i);
+      const int64_t begin = Max(j + i * kChunk / kRows, keys.begin);
+      const int64_t end = Min(j + (i + 1) * kChunk / kRows, last);
+      tile.Add(scores, score_stride, panel, kVectors * kLanes, begin, end);
+    }
+  }
+  tile.Store(sum, sum_stride);
+}
+
+template <int kVectors = 1>
+inline void WeighAndAdd(int64_t rows, int64_t vectors, float* scores, int64_t score_stride, WeighedRow* weighed,
+                        ColumnRange chunks, ColumnRange keys, const float* panel, float* sum, int64_t sum_stride) {
+  if constexpr (kVectors < kPanelVectors) {
+    if (vectors > kVectors) {
+      WeighAndAdd<kVectors + 1>(rows, vectors, scores, score_stride, weighed, chunks, keys, panel, sum, sum_stride);
+      return;
+    }
+  }
+  if (rows > kTileRows / 2) {
+    WeighAndAddOf<kTileRows, kVectors>(scores, score_stride, weighed, chunks, keys, panel, sum, sum_stride);
+  } else {
+    WeighAndAddOf<kTileRows / 2, kVectors>(scores, score_stride, weighed, chunks, keys, panel, sum, sum_stride);
+  }
+}
+
+void TileSoftmaxAndAddValues(float* scores, int64_t score_stride, int64_t rows, const ColumnRange* seen,
+                             SoftmaxRow* row, const void* block, int64_t head_size, float* sum, int64_t sum_stride) {
+  ColumnRange keys = seen[0];
+  for (int64_t r = 1; r < rows; ++r) keys = {Min(keys.begin, seen[r].begin), Max(keys.end, seen[r].end)};
+  const ColumnRange chunks{keys.begin / kChunk * kChunk, RoundUp(keys.end, kChunk)};
+  WeighedRow weighed[kTileRows] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    RaiseMaximum(scores + r * score_stride, chunks, seen[r], row + r);
+    if (row[r].maximum > -__builtin_inff()) weighed[r].shift = row[r].maximum;
+    if (row[r].keep == 1.0f) continue;
+    row[r].denominator *= row[r].keep;
+    Scale(sum + r * sum_stride, head_size, row[r].keep);
+  }
+  ForEachChannelPanel(head_size, [&](int64_t first, int64_t vectors) {
+    const float* panel = ValuePanel(block, first);
+    float* sums = sum + first * kLanes;
+    if (first == 0) {
+      WeighAndAdd(rows, vectors, scores, score_stride, weighed, chunks, keys, panel, sums, sum_stride);
+    } else {
+      const int64_t width = vectors * kLanes;
+      TileProduct(rows, vectors, scores + keys.begin, score_stride, panel + keys.begin * width, width, sums, sum_stride,
+                  keys.end - keys.begin, true);
+    }
+  });
+  for (int64_t r = 0; r < rows; ++r) row[r].denominator += Vec::Sum(Vec::Load(weighed[r].sums));
+}
+
 constexpr PrefillArithmetic MakePrefillFloat32() {
   return {kPanelKeys, 4,          1,          QueryTileBytes, KeyPanelBytes,  ValueBlockBytes, PackQuery,
-          PackKeys,   PackValues, TileScores, RowSoftmax,     ConvertWeights, TileAddValues};
+          PackKeys,   PackValues, TileScores, RowSoftmax,     ConvertWeights, TileAddValues,   TileSoftmaxAndAddValues};
 }

@@ -98,30 +98,50 @@ DELTALLM_TEST(attention, exact_prefill_reads_rows_as_they_were_and_leaves_the_sa
   }
 }
 
+/// One sequence with one KV head, too long for one block of keys or one thread.
+DeltaCase LongCase(Random& random, int64_t tokens) {
+  DeltaCase c;
+  c.tokens = tokens;
+  c.head_size = random.Pick<int64_t>({8, 17});
+  c.attributes.kv_num_heads = 1;
+  c.attributes.num_heads = random.Pick<int64_t>({1, 3, 4});
+  c.attributes.attention.delta_window = 20;
+  c.start = {random.Pick<int64_t>({0, 17})};
+  c.length = {c.tokens};
+  c.threshold = {0.7f};
+  c.query = random.Normals(c.tokens * c.attributes.num_heads * c.head_size);
+  c.key = random.Normals(c.tokens * c.head_size);
+  c.value = random.Normals(c.tokens * c.head_size);
+  c.head_sink = random.Normals(c.attributes.num_heads);
+  return c;
+}
+
+void CheckLastToken(const DeltaCase& c, const Parallel& parallel) {
+  const int64_t past = c.tokens - 1;
+  const Expected expected = ExpectLast(c);
+  const DeltaResult before = c.Run(*AvailableKernels().back(), Serial(), 0, past, nullptr, false, 0);
+  for (const Kernels* kernels : AvailableKernels()) {
+    DeltaResult copy = before;
+    const DeltaResult step = c.Run(*kernels, parallel, past, c.tokens, &copy, false, 0);
+    ExpectClose(step.output, expected.output, Text(kernels->isa, " ", Describe(c)));
+  }
+}
+
 DELTALLM_TEST(attention, a_long_decode_step_split_over_keys_follows_the_specification) {
   Random random;
-  for (int trial = 0; trial < 6; ++trial) {
-    DeltaCase c;
-    c.tokens = 1700;
-    c.head_size = random.Pick<int64_t>({8, 17});
-    c.attributes.kv_num_heads = 1;
-    c.attributes.num_heads = random.Pick<int64_t>({1, 3, 4});
-    c.attributes.attention.delta_window = 20;
-    c.start = {random.Pick<int64_t>({0, 17})};
-    c.length = {c.tokens};
-    c.threshold = {0.7f};
-    c.query = random.Normals(c.tokens * c.attributes.num_heads * c.head_size);
-    c.key = random.Normals(c.tokens * c.head_size);
-    c.value = random.Normals(c.tokens * c.head_size);
-    c.head_sink = random.Normals(c.attributes.num_heads);
-    const int64_t past = c.tokens - 1;
-    const Expected expected = ExpectLast(c);
-    DeltaResult before = c.Run(*AvailableKernels().back(), Serial(), 0, past, nullptr, false, 0);
-    for (const Kernels* kernels : AvailableKernels()) {
-      DeltaResult copy = before;
-      const DeltaResult step = c.Run(*kernels, ThreadPerTask(), past, c.tokens, &copy, false, 0);
-      ExpectClose(step.output, expected.output, Text(kernels->isa, " ", Describe(c)));
+  for (int trial = 0; trial < 6; ++trial) CheckLastToken(LongCase(random, 1700), ThreadPerTask());
+}
+
+DELTALLM_TEST(attention, a_decode_step_over_several_blocks_of_keys_follows_the_specification) {
+  Random random;
+  for (const int64_t tokens : {2049, 4500}) {
+    DeltaCase c = LongCase(random, tokens);
+    // The maximum grows from block to block: sums already made are scaled down.
+    for (int64_t t = 0; t < tokens; ++t) {
+      const float growth = 1.0f + static_cast<float>(t) / static_cast<float>(tokens);
+      for (int64_t i = 0; i < c.head_size; ++i) c.key[static_cast<size_t>(t * c.head_size + i)] *= growth;
     }
+    CheckLastToken(c, Parallel{});
   }
 }
 

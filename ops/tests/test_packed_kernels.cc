@@ -119,31 +119,39 @@ DELTALLM_TEST(packed_kernels, scores_of_tiles_are_exact) {
     for (int64_t count = 0; count <= 8; ++count) {
       CheckScoreTiles(*kernels, random, random.Int(1, 9), count, random.Pick(kHeadSizes));
     }
-    CheckScoreTiles(*kernels, random, 3, 2, kMostPackedHeadSize);
+    for (const int64_t heads : {3, 5}) CheckScoreTiles(*kernels, random, heads, 2, kMostPackedHeadSize);
   }
 }
 
 DELTALLM_TEST(packed_kernels, the_largest_sums_of_tiles_do_not_overflow) {
+  constexpr int64_t kSize = kMostPackedHeadSize;
   for (const Kernels* kernels : AvailableKernels()) {
     Random random;
-    constexpr int64_t kSize = kMostPackedHeadSize;
-    for (const float sign : {1.0f, -1.0f}) {
-      GuardedBytes keys(random, kTileRows * (kSize + 4));
-      std::fill_n(keys.data(), kTileRows * kSize, uint8_t{0});
-      SetTileScales(random, keys, 1, kSize, true);
-      const std::vector<float> row(kSize, sign * 16256.0f);
-      Query query(*kernels, row, kSize, 1, kSize);
-      std::vector<float> scores(kTileRows);
-      kernels->packed->score_tiles(query.Get(), 1, keys.data(), 1, kSize, scores.data(), kTileRows, {});
-      for (const float score : scores) EXPECT(score == sign * 16256.0f * -128.0f * 1024.0f, kernels->isa, " ", score);
+    for (int64_t heads = 1; heads <= 5; ++heads) {
+      for (const float sign : {1.0f, -1.0f}) {
+        for (const uint8_t stored : {uint8_t{0}, uint8_t{255}}) {
+          GuardedBytes keys(random, kTileRows * (kSize + 4));
+          std::fill_n(keys.data(), kTileRows * kSize, stored);
+          SetTileScales(random, keys, 1, kSize, true);
+          const std::vector<float> rows(static_cast<size_t>(heads * kSize), sign * 16256.0f);
+          Query query(*kernels, rows, kSize, heads, kSize);
+          std::vector<float> scores(static_cast<size_t>(heads * kTileRows));
+          kernels->packed->score_tiles(query.Get(), heads, keys.data(), 1, kSize, scores.data(), kTileRows, {});
+          const float expected = sign * 16256.0f * static_cast<float>(stored - 128) * 1024.0f;
+          for (const float score : scores) EXPECT(score == expected, kernels->isa, " ", score, " for ", expected);
+        }
+      }
+      for (const int8_t code : {int8_t{-128}, int8_t{127}}) {
+        GuardedBytes values(random, 8 * kTileRows * (12 + 4));
+        std::fill_n(values.data(), 8 * kTileRows * (12 + 4), static_cast<uint8_t>(code));
+        SetTileScales(random, values, 8, 12, true);
+        const std::vector<float> weights(static_cast<size_t>(heads * 128), 16383.0f);
+        std::vector<float> sum(static_cast<size_t>(heads * 12), 0.0f);
+        kernels->packed->add_tiles(weights.data(), 128, heads, values.data(), 8, 12, sum.data(), 12, {});
+        const float expected = 16383.0f * static_cast<float>(code) * 128.0f;
+        for (const float x : sum) EXPECT(x == expected, kernels->isa, " ", x, " for ", expected);
+      }
     }
-    GuardedBytes values(random, 8 * kTileRows * (12 + 4));
-    std::fill_n(values.data(), 8 * kTileRows * (12 + 4), uint8_t{0x80});
-    SetTileScales(random, values, 8, 12, true);
-    const std::vector<float> weights(128, 16383.0f);
-    std::vector<float> sum(12, 0.0f);
-    kernels->packed->add_tiles(weights.data(), 128, 1, values.data(), 8, 12, sum.data(), 12, {});
-    for (const float x : sum) EXPECT(x == 16383.0f * -128.0f * 128.0f, kernels->isa, " ", x);
   }
 }
 
@@ -344,16 +352,18 @@ DELTALLM_TEST(packed_kernels, the_largest_sums_of_blocks_do_not_overflow) {
     for (GuardedBytes* block : {&keys, &values}) std::fill_n(block->data(), kScales, uint8_t{0xFF});
     for (int64_t i = 0; i < 2 * kSize; ++i) keys.SetHalf(kScales + 2 * i, i < kSize ? kHalfOne : 0);
     for (int64_t i = 0; i < 2 * kBlockRows; ++i) values.SetHalf(kScales + 2 * i, i < kBlockRows ? kHalfOne : 0);
-    for (const float sign : {1.0f, -1.0f}) {
-      const std::vector<float> query(kSize, sign * 127.0f);
-      std::vector<float> scores(kBlockRows);
-      kernels->packed->score_block(query.data(), kSize, 1, keys.data(), kSize, scores.data(), kBlockRows, {});
-      for (const float score : scores) EXPECT(score == sign * 127.0f * 15.0f * kSize, kernels->isa, " ", score);
+    for (int64_t heads = 1; heads <= 5; ++heads) {
+      for (const float sign : {1.0f, -1.0f}) {
+        const std::vector<float> query(static_cast<size_t>(heads * kSize), sign * 127.0f);
+        std::vector<float> scores(static_cast<size_t>(heads * kBlockRows));
+        kernels->packed->score_block(query.data(), kSize, heads, keys.data(), kSize, scores.data(), kBlockRows, {});
+        for (const float score : scores) EXPECT(score == sign * 127.0f * 15.0f * kSize, kernels->isa, " ", score);
+      }
+      const std::vector<float> weights(static_cast<size_t>(heads * kBlockRows), 255.0f);
+      std::vector<float> sum(static_cast<size_t>(heads * kSize), 0.0f);
+      kernels->packed->add_block(weights.data(), kBlockRows, heads, values.data(), kSize, sum.data(), kSize, {});
+      for (const float x : sum) EXPECT(x == 255.0f * 15.0f * kBlockRows, kernels->isa, " ", x);
     }
-    const std::vector<float> weights(kBlockRows, 255.0f);
-    std::vector<float> sum(kSize, 0.0f);
-    kernels->packed->add_block(weights.data(), kBlockRows, 1, values.data(), kSize, sum.data(), kSize, {});
-    for (const float x : sum) EXPECT(x == 255.0f * 15.0f * kBlockRows, kernels->isa, " ", x);
   }
 }
 

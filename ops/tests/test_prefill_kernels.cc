@@ -73,19 +73,24 @@ void CheckScores(const Arithmetic& a, Random& random, int64_t size, int64_t rows
   std::vector<uint16_t> half_key(key.size());
   for (size_t i = 0; i < key.size(); ++i) half_key[i] = FloatToHalf(key[i]);
   if (half) std::transform(half_key.begin(), half_key.end(), key.begin(), HalfToFloat);
+  const int64_t panel_keys = a.kernels->panel_keys;
+  const int64_t panels = (keys + panel_keys - 1) / panel_keys;
   Buffer tile(a.kernels->query_tile_bytes(size));
-  Buffer panel(a.kernels->key_panel_bytes(size));
+  Buffer panel(panels * a.kernels->key_panel_bytes(size));
   a.kernels->pack_query(query.data(), rows, size, tile.data());
   std::vector<const void*> sources;
   for (int64_t j = 0; j < keys; ++j) {
     sources.push_back(half ? static_cast<const void*>(&half_key[At(j * size)]) : &key[At(j * size)]);
   }
-  a.kernels->pack_keys(sources.data(), half ? ElementType::kFloat16 : ElementType::kFloat32, keys, size, panel.data());
+  for (int64_t j = 0; j < keys; j += panel_keys) {
+    a.kernels->pack_keys(sources.data() + j, half ? ElementType::kFloat16 : ElementType::kFloat32,
+                         std::min(keys - j, panel_keys), size,
+                         static_cast<char*>(panel.data()) + j / panel_keys * a.kernels->key_panel_bytes(size));
+  }
   const std::string what = Text(a.Name(), "D ", size, " rows ", rows, " keys ", keys, " half ", half);
   EXPECT(tile.Untouched() && panel.Untouched(), what);
 
-  const int64_t panel_keys = a.kernels->panel_keys;
-  const int64_t stride = panel_keys + 16;
+  const int64_t stride = panels * panel_keys + 16;
   std::vector<float> scores(At(kTileRows * stride), kMark);
   a.kernels->scores(tile.data(), rows, panel.data(), keys, size, scores.data(), stride);
   for (int64_t r = 0; r < rows; ++r) {
@@ -93,7 +98,7 @@ void CheckScores(const Arithmetic& a, Random& random, int64_t size, int64_t rows
     for (int64_t c = 0; c < size; ++c) query_step = std::max(query_step, std::fabs(query[At(r * size + c)]) / 127.0);
     for (int64_t j = 0; j < stride; ++j) {
       const float found = scores[At(r * stride + j)];
-      if (j >= panel_keys) EXPECT(found == kMark, what);
+      if (j >= panels * panel_keys) EXPECT(found == kMark, what);
       if (j >= keys) continue;
       double sum = 0.0;
       double magnitude = 0.0;
@@ -122,6 +127,7 @@ DELTALLM_TEST(prefill_kernels, scores_agree_with_a_double_sum) {
       CheckScores(a, random, size, random.Int(1, kTileRows), random.Int(1, a.kernels->panel_keys),
                   random.Int(0, 1) == 1);
       CheckScores(a, random, size, kTileRows, a.kernels->panel_keys, random.Int(0, 1) == 1);
+      CheckScores(a, random, size, kTileRows - 1, random.Int(1, 3 * a.kernels->panel_keys), random.Int(0, 1) == 1);
     }
     for (int64_t keys = 1; keys <= a.kernels->panel_keys; ++keys) CheckScores(a, random, 18, 5, keys, keys % 2 == 0);
   }
@@ -296,6 +302,135 @@ DELTALLM_TEST(prefill_kernels, softmax_keeps_nan_and_gives_nothing_for_minus_inf
           a.kernels->softmax(scores.data(), {0, 51}, {0, 52}, nullptr, 0.1f, &row, weights.data());
       EXPECT(std::isnan(row.denominator) && (stretches & 1u) != 0, a.Name(), at);
       EXPECT(std::isnan(Read(a, weights.data(), {0, 52})[At(at)]), a.Name(), at);
+    }
+  }
+}
+
+/// A tile of scores, what came before it, and values, for softmax_and_add_values.
+struct SoftmaxStep {
+  int64_t size;
+  int64_t rows;
+  int64_t stride;
+  int64_t sum_stride;
+  ColumnRange seen[kTileRows];
+  SoftmaxRow row[kTileRows];
+  std::vector<float> scores;
+  std::vector<float> value;
+  std::vector<float> sums;
+};
+
+/// Ranges whose ends grow from row to row, some of them empty; scores of every row that sees something include −∞.
+SoftmaxStep RandomStep(Random& random, int64_t size, int64_t value_rows) {
+  constexpr int64_t kAlignment = PrefillArithmetic::kSumAlignment;
+  SoftmaxStep step;
+  step.size = size;
+  step.rows = random.Int(1, kTileRows);
+  step.stride = random.Pick<int64_t>({256, 272, 512});
+  step.sum_stride = (size + kAlignment - 1) / kAlignment * kAlignment + random.Int(0, 1) * kAlignment;
+  step.scores = random.Normals(kTileRows * step.stride);
+  for (float& score : step.scores) score *= 8.0f;
+  step.value = random.Normals(value_rows * size);
+  step.sums = random.Normals(kTileRows * step.sum_stride);
+  int64_t begin = random.Pick<int64_t>({0, 0, 31, 70});
+  int64_t end = random.Int(begin + 1, value_rows - 6);
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    begin = std::min(begin + random.Int(0, 1), value_rows);
+    end = std::min(std::max(begin, end) + random.Int(0, 1), value_rows);
+    step.seen[r] = r == 1 && random.Int(0, 3) == 0 ? ColumnRange{begin, begin} : ColumnRange{begin, end};
+    float* scores = &step.scores[At(r * step.stride)];
+    // What no query sees may be anything.
+    for (int64_t j = 0; j < step.stride; ++j) {
+      if (j < step.seen[r].begin || j >= step.seen[r].end) scores[j] = random.Pick({kInfinity, std::nanf("")});
+    }
+    if (end - begin > 2 && step.seen[r].end > begin) scores[random.Int(begin, end - 1)] = -kInfinity;
+    const bool first = random.Int(0, 2) == 0;
+    step.row[r] = {first ? -kInfinity : random.Pick({0.5f, 200.0f}), first ? 0.0f : 3.0f, kMark};
+    if (first) std::fill_n(&step.sums[At(r * step.sum_stride)], step.sum_stride, 0.0f);
+  }
+  return step;
+}
+
+DELTALLM_TEST(prefill_kernels, softmax_and_values_at_once_agree_with_double_sums) {
+  Random random;
+  constexpr int64_t kRows = 240;
+  for (const Arithmetic& a : Arithmetics()) {
+    for (int trial = 0; trial < 120; ++trial) {
+      const int64_t size = random.Pick(kHeadSizes);
+      SoftmaxStep step = RandomStep(random, size, kRows);
+      const SoftmaxStep given = step;
+      Buffer block(a.kernels->value_block_bytes(size));
+      int64_t used = 1;
+      for (int64_t r = 0; r < step.rows; ++r) used = std::max(used, step.seen[r].end);
+      // What lies behind the last row that a query sees must not matter.
+      std::fill_n(static_cast<uint8_t*>(block.data()), a.kernels->value_block_bytes(size), uint8_t{0xFF});
+      a.kernels->pack_values(step.value.data(), ElementType::kFloat32, 0, used, size, block.data());
+      a.kernels->softmax_and_add_values(step.scores.data(), step.stride, step.rows, step.seen, step.row, block.data(),
+                                        size, step.sums.data(), step.sum_stride);
+      const bool rounds = a.compute != PrefillCompute::kFloat32;
+      for (int64_t r = 0; r < step.rows; ++r) {
+        const std::string what = Text(a.Name(), "trial ", trial, " D ", size, " row ", r, " of ", step.rows, " sees ",
+                                      given.seen[r].begin, " to ", given.seen[r].end, ": ");
+        const float* scores = &given.scores[At(r * given.stride)];
+        float top = given.row[r].maximum;
+        for (int64_t j = given.seen[r].begin; j < given.seen[r].end; ++j) top = std::max(top, scores[j]);
+        EXPECT(step.row[r].maximum == top, what, step.row[r].maximum, " for ", top);
+        const float change = given.row[r].maximum - top;
+        const double keep = given.row[r].maximum == -kInfinity ? 1.0 : std::exp2(double{change});
+        EXPECT(std::fabs(step.row[r].keep - keep) <= 4e-6 * keep, what, step.row[r].keep, " for ", keep);
+        std::vector<double> weights(At(kRows), 0.0);
+        double denominator = given.row[r].denominator * keep;
+        for (int64_t j = given.seen[r].begin; j < given.seen[r].end; ++j) {
+          const float exponent = scores[j] - top;
+          weights[At(j)] = scores[j] == -kInfinity ? 0.0 : std::exp2(double{exponent});
+          denominator += weights[At(j)];
+        }
+        const double relative = rounds ? 1.05 * kBfloat16Error : 1e-5;
+        EXPECT(std::fabs(step.row[r].denominator - denominator) <= relative * denominator + 1e-37, what,
+               step.row[r].denominator, " for ", denominator);
+        for (int64_t c = 0; c < size; ++c) {
+          const auto at = At(r * given.sum_stride + c);
+          double sum = given.sums[at] * keep;
+          double magnitude = std::fabs(sum);
+          for (int64_t j = given.seen[r].begin; j < given.seen[r].end; ++j) {
+            const double product = weights[At(j)] * given.value[At(j * size + c)];
+            sum += product;
+            magnitude += std::fabs(product);
+          }
+          const double most = (rounds ? 2.1 * kBfloat16Error : 1e-5) * magnitude + 1e-37;
+          EXPECT(std::fabs(step.sums[at] - sum) <= most, what, "channel ", c, ": ", step.sums[at], " for ", sum);
+        }
+        for (int64_t c = (size + 15) / 16 * 16; c < step.sum_stride; ++c) {
+          const auto at = At(r * given.sum_stride + c);
+          EXPECT(step.sums[at] == given.sums[at], what, "wrote behind a row of sums");
+        }
+      }
+      for (int64_t r = 0; r < kTileRows; ++r) {
+        for (int64_t j = 256; j < step.stride; ++j) {
+          const auto at = At(r * step.stride + j);
+          EXPECT(std::memcmp(&step.scores[at], &given.scores[at], sizeof(float)) == 0, a.Name(), "column ", j);
+        }
+      }
+    }
+  }
+}
+
+DELTALLM_TEST(prefill_kernels, softmax_and_values_at_once_keep_nan) {
+  for (const Arithmetic& a : Arithmetics()) {
+    for (const int64_t at : {0, 5, 31, 32, 50}) {
+      std::vector<float> scores(At(kTileRows * kRowStride), -1.0f);
+      scores[At(kRowStride + at)] = std::nanf("");
+      std::vector<float> sums(At(kTileRows * 16), 0.0f);
+      const std::vector<float> value(At(51 * 16), 2.0f);
+      Buffer block(a.kernels->value_block_bytes(16));
+      a.kernels->pack_values(value.data(), ElementType::kFloat32, 0, 51, 16, block.data());
+      SoftmaxRow row[3];
+      std::fill_n(row, 3, SoftmaxRow{-kInfinity, 0.0f, 0.0f});
+      const ColumnRange seen[3] = {{0, 51}, {0, 51}, {0, 51}};
+      a.kernels->softmax_and_add_values(scores.data(), kRowStride, 3, seen, row, block.data(), 16, sums.data(), 16);
+      for (int64_t r = 0; r < 3; ++r) {
+        EXPECT(std::isnan(row[r].denominator) == (r == 1), a.Name(), at, " row ", r, ": ", row[r].denominator);
+        for (int64_t c = 0; c < 16; ++c) EXPECT(std::isnan(sums[At(r * 16 + c)]) == (r == 1), a.Name(), at);
+      }
     }
   }
 }
