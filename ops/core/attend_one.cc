@@ -2,8 +2,6 @@
 // keys, so that every key and value row is loaded once per group; ranges of one head merge by maximum, denominator and
 // sum.
 #include <algorithm>
-#include <utility>
-#include <vector>
 
 #include "core/attend.h"
 #include "core/partial.h"
@@ -19,25 +17,6 @@ constexpr int64_t kKeysPerBlock = 2048;
 constexpr int64_t kKeysPerSplit = 512;
 // Waking another thread costs some microseconds; smaller calls stay on the calling one.
 constexpr int64_t kMacsWorthThreads = 1 << 17;
-
-/// Memory for the partials of a call, kept per thread for the next. A call that begins while another one of the thread
-/// runs takes memory of its own.
-class KeptFloats {
- public:
-  explicit KeptFloats(int64_t count) : floats_(std::move(kept_)) {
-    if (floats_.size() < static_cast<size_t>(count)) floats_.resize(static_cast<size_t>(count));
-  }
-  ~KeptFloats() { kept_ = std::move(floats_); }
-  KeptFloats(const KeptFloats&) = delete;
-  KeptFloats& operator=(const KeptFloats&) = delete;
-  float* data() { return floats_.data(); }
-
- private:
-  static thread_local std::vector<float> kept_;
-  std::vector<float> floats_;
-};
-
-thread_local std::vector<float> KeptFloats::kept_;
 
 class OneQuery {
  public:

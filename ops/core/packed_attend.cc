@@ -1,9 +1,8 @@
 #include "core/packed_attend.h"
 
-#include <memory>
-
 #include "core/packed_query.h"
 #include "core/partial.h"
+#include "core/scratch.h"
 
 namespace deltallm {
 namespace {
@@ -24,18 +23,14 @@ int64_t MostKeys(const PackedAttendCall& call) {
   return most;
 }
 
-/// Small enough for the stack of any thread; larger groups take memory of their own.
-constexpr int64_t kPartialOnStack = 2048;
-
 }  // namespace
 
 void AttendPackedToken(const PackedAttendCall& call, int64_t b, int64_t kv_head, int64_t s, const PackedState& state) {
   const PackedQuery query(call, b, kv_head, s, state);
   const int64_t group = call.attend.geometry.group();
   const int64_t size = Partial::Size(group, call.attend.geometry.head_size);
-  float on_stack[kPartialOnStack];
-  const std::unique_ptr<float[]> on_heap(size > kPartialOnStack ? new float[static_cast<size_t>(size)] : nullptr);
-  const Partial partial(on_heap == nullptr ? on_stack : on_heap.get(), group);
+  KeptFloats memory(size);
+  const Partial partial(memory.data(), group);
   query.Run(0, query.tiles(), partial, call.attend.geometry.new_tokens == 1);
   query.Write(partial);
 }
@@ -56,9 +51,9 @@ void AttendPackedSplit(const PackedAttendCall& call, const PackedState* states, 
   const int64_t heads = geometry.batch * geometry.kv_heads;
   const int64_t group = geometry.group();
   const int64_t size = Partial::Size(group, geometry.head_size);
-  const std::unique_ptr<float[]> partials(new float[static_cast<size_t>(heads * splits * size)]);
+  KeptFloats partials(heads * splits * size);
   const auto partial = [&](int64_t head, int64_t split) {
-    return Partial(partials.get() + (head * splits + split) * size, group);
+    return Partial(partials.data() + (head * splits + split) * size, group);
   };
   ParallelFor(parallel, heads * splits, [&](int64_t task) {
     const int64_t head = task / splits;

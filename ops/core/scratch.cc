@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <new>
+#include <utility>
 
 namespace deltallm {
 namespace {
@@ -18,6 +19,7 @@ struct ThreadBlock {
 };
 
 thread_local ThreadBlock thread_block;
+thread_local std::vector<float> kept_floats;
 
 }  // namespace
 
@@ -37,5 +39,11 @@ float* Scratch::Take(int64_t count) {
   next_ += RoundUp(count);
   return taken;
 }
+
+KeptFloats::KeptFloats(int64_t count) : floats_(std::move(kept_floats)) {
+  if (floats_.size() < static_cast<size_t>(count)) floats_.resize(static_cast<size_t>(count));
+}
+
+KeptFloats::~KeptFloats() { kept_floats = std::move(floats_); }
 
 }  // namespace deltallm

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace deltallm {
 
@@ -19,6 +20,23 @@ class Scratch {
 
  private:
   float* next_;
+};
+
+/// What the tasks of one call leave for the thread that made it; kept by that thread for its next call. A call that
+/// begins while another one of the thread runs takes memory of its own.
+class KeptFloats {
+ public:
+  /// Throws std::bad_alloc.
+  explicit KeptFloats(int64_t count);
+  ~KeptFloats();
+  KeptFloats(const KeptFloats&) = delete;
+  KeptFloats& operator=(const KeptFloats&) = delete;
+
+  /// With no particular content.
+  float* data() { return floats_.data(); }
+
+ private:
+  std::vector<float> floats_;
 };
 
 }  // namespace deltallm
