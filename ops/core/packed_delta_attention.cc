@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <memory>
 #include <vector>
 
 #include "cache/packed_rows.h"
@@ -11,6 +10,7 @@
 #include "core/packed_past_blocks.h"
 #include "core/packed_statistics.h"
 #include "core/packed_writer.h"
+#include "core/scratch.h"
 
 namespace deltallm {
 namespace {
@@ -161,14 +161,15 @@ class PackedDeltaAttention {
   void RunExactPrefill() {
     const int64_t row = geometry_.head_size;
     const int64_t rows = geometry_.new_tokens;
-    const std::unique_ptr<float[]> keys(new float[static_cast<size_t>(heads() * rows * row)]);
-    const std::unique_ptr<float[]> values(new float[static_cast<size_t>(heads() * rows * row)]);
+    KeptFloats memory(2 * heads() * rows * row);
+    float* const keys = memory.data();
+    float* const values = keys + heads() * rows * row;
     ParallelFor(parallel_, heads(), [&](int64_t head) {
       float buffer[2 * kMostPackedHeadSize];
       for (int64_t s = 0; s < rows; ++s) {
         const int64_t b = head / geometry_.kv_heads;
-        new_keys_.Read(kernels_, b, s, head % geometry_.kv_heads, buffer, keys.get() + (head * rows + s) * row);
-        new_values_.Read(kernels_, b, s, head % geometry_.kv_heads, buffer, values.get() + (head * rows + s) * row);
+        new_keys_.Read(kernels_, b, s, head % geometry_.kv_heads, buffer, keys + (head * rows + s) * row);
+        new_values_.Read(kernels_, b, s, head % geometry_.kv_heads, buffer, values + (head * rows + s) * row);
       }
       if (outputs_.statistics != nullptr) CountExactQueries(head);
     });
@@ -177,8 +178,8 @@ class PackedDeltaAttention {
       return ConstFloatCache{reinterpret_cast<const char*>(data), ElementType::kFloat32, rows, row};
     };
     AttendCall call = Attention();
-    call.rows.key = as_cache(keys.get());
-    call.rows.value = as_cache(values.get());
+    call.rows.key = as_cache(keys);
+    call.rows.value = as_cache(values);
     call.past = &past;
     SkipCounter skipped{left_out_.data(), nullptr};
     if (!left_out_.empty()) call.skipped = &skipped;
@@ -192,7 +193,7 @@ class PackedDeltaAttention {
       if (first < last) {
         const int64_t token = span.past + first - span.start;
         const int64_t offset = (head * rows + first) * row;
-        writer.Append(token, token + last - first, keys.get() + offset, values.get() + offset, row);
+        writer.Append(token, token + last - first, keys + offset, values + offset, row);
       }
       if (span.Tokens() > 0) writer.Finish();
       Conclude(writer, head);

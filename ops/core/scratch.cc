@@ -44,6 +44,8 @@ KeptFloats::KeptFloats(int64_t count) : floats_(std::move(kept_floats)) {
   if (floats_.size() < static_cast<size_t>(count)) floats_.resize(static_cast<size_t>(count));
 }
 
-KeptFloats::~KeptFloats() { kept_floats = std::move(floats_); }
+KeptFloats::~KeptFloats() {
+  if (floats_.size() <= static_cast<size_t>(kMostKept)) kept_floats = std::move(floats_);
+}
 
 }  // namespace deltallm

@@ -22,10 +22,12 @@ class Scratch {
   float* next_;
 };
 
-/// What the tasks of one call leave for the thread that made it; kept by that thread for its next call. A call that
-/// begins while another one of the thread runs takes memory of its own.
+/// Memory of one call, kept by the thread that made it for its next call, unless it is large: then a call takes so long
+/// that allocating does not matter. One that begins while another one of the thread lives takes memory of its own.
 class KeptFloats {
  public:
+  static constexpr int64_t kMostKept = 1 << 20;
+
   /// Throws std::bad_alloc.
   explicit KeptFloats(int64_t count);
   ~KeptFloats();
