@@ -26,7 +26,7 @@
 namespace deltallm::bench {
 namespace {
 
-// As in core/: keys per block of scores, rows per packed sum.
+// Rows per block of scores, as packed caches are read in core/; float caches are read in longer ones there.
 constexpr int64_t kChunk = 512;
 
 struct Geometry {

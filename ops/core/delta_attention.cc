@@ -156,16 +156,8 @@ class DeltaAttention {
 
   /// Values left out per KV head; empty if nobody asked.
   std::vector<int64_t> AttendAndCountSkipped() const {
-    AttendCall call;
-    call.kernels = &kernels_;
-    call.geometry = geometry_;
-    call.rules = attributes_.attention;
-    call.spans = spans();
-    call.query = NewRows(inputs_, plan_, NewPart::kQuery);
+    AttendCall call = AttentionOf(attributes_, inputs_, plan_, outputs_, kernels_);
     call.rows = {AsConst(present_key_), AsConst(present_value_), AsConst(held_), held_begin_.data()};
-    call.bias = inputs_.attention_bias;
-    call.head_sink = inputs_.head_sink;
-    call.output = OutputRowsOf(plan_, outputs_);
     if (outputs_.statistics == nullptr || attributes_.attention.v_skip == 0.0f) {
       Attend(call, parallel_);
       return {};

@@ -25,13 +25,23 @@ InputRows NewRows(const DeltaAttentionInputs& inputs, const DeltaPlan& plan, New
   return rows;
 }
 
-OutputRows OutputRowsOf(const DeltaPlan& plan, const DeltaAttentionOutputs& outputs) {
+AttendCall AttentionOf(const DeltaAttentionAttributes& attributes, const DeltaAttentionInputs& inputs,
+                       const DeltaPlan& plan, const DeltaAttentionOutputs& outputs, const Kernels& kernels) {
   const Geometry& geometry = plan.geometry;
   const int64_t width = geometry.query_heads * geometry.head_size;
-  return {outputs.output.as<char>(),
-          outputs.output.type,
-          {geometry.new_tokens * width, width, geometry.head_size},
-          geometry.head_size};
+  AttendCall call;
+  call.kernels = &kernels;
+  call.geometry = geometry;
+  call.rules = attributes.attention;
+  call.spans = plan.lengths.rows.data();
+  call.query = NewRows(inputs, plan, NewPart::kQuery);
+  call.bias = inputs.attention_bias;
+  call.head_sink = inputs.head_sink;
+  call.output = {outputs.output.as<char>(),
+                 outputs.output.type,
+                 {geometry.new_tokens * width, width, geometry.head_size},
+                 geometry.head_size};
+  return call;
 }
 
 void CheckSharedBuffers(const DeltaAttentionInputs& inputs, const DeltaPlan& plan,

@@ -71,16 +71,7 @@ class PackedDeltaAttention {
   }
 
   AttendCall Attention() const {
-    AttendCall call;
-    call.kernels = &kernels_;
-    call.geometry = geometry_;
-    call.rules = attributes_.attention;
-    call.spans = plan_.lengths.rows.data();
-    call.query = NewRows(inputs_, plan_, NewPart::kQuery);
-    call.bias = inputs_.attention_bias;
-    call.head_sink = inputs_.head_sink;
-    call.output = OutputRowsOf(plan_, outputs_);
-    return call;
+    return AttentionOf(attributes_, inputs_, plan_, outputs_, kernels_);
   }
 
   PackedAttendCall PackedAttention() {

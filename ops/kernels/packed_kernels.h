@@ -56,7 +56,7 @@ struct PackedKernels {
                       int64_t head_size, float* scores, int64_t score_stride, const Ahead& ahead);
 
   /// sum[h·sum_stride + c] += Σ_j weights[h·weight_stride + j] · scale[j] · code[j][c] over at most 8 full value tiles.
-  /// weight·scale is rounded to step · (0 … 16383), step = its maximum over the call's rows / 16383. weights ≥ 0; a NaN
+  /// weight·scale is rounded to step · (0 … 16383), step = its maximum over the call's rows / 16383. Both ≥ 0; a NaN
   /// or infinite product makes the head's sums NaN.
   void (*add_tiles)(const float* weights, int64_t weight_stride, int64_t heads, const uint8_t* tiles, int64_t count,
                     int64_t head_size, float* sum, int64_t sum_stride, const Ahead& ahead);
