@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
 import pytest
 from support.hf_reference import Scenario, largest_error, load_eager, scenarios
-from support.tiny_models import ARCHITECTURES, exported, shared_directory
+from support.tiny_models import ARCHITECTURES, TITLES, exported, shared_directory
 
 import deltallm_onnx
 from deltallm_onnx import profile
@@ -30,17 +31,21 @@ def session(path: Path, *, library: bool) -> onnxruntime.InferenceSession:
 @pytest.fixture(scope="module", params=[*reversed(ARCHITECTURES)])
 def architecture(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[Scenario]]:
+) -> tuple[str, Path, list[Scenario]]:
     """A rewritten model and what is expected of it."""
     dense = exported(request.param, shared_directory(tmp_path_factory))
     rewritten = tmp_path_factory.mktemp(request.param) / "delta.onnx"
     report = deltallm_onnx.rewrite(dense, rewritten, EXACT)
     assert report.rewrite.rewritten == report.rewrite.layers > 0
-    return rewritten, list(scenarios(load_eager(dense.parent / "model"), seed=3))
+    return request.param, rewritten, list(scenarios(load_eager(dense.parent / "model"), seed=3))
 
 
 @pytest.mark.parametrize("library", [False, True], ids=["fallback", "library"])
-def test_equals_eager(architecture: tuple[Path, list[Scenario]], *, library: bool) -> None:
-    path, expected = architecture
+def test_equals_eager(
+    architecture: tuple[str, Path, list[Scenario]], architecture_cell: Callable[..., None], *, library: bool
+) -> None:
+    name, path, expected = architecture
     errors = largest_error(session(path, library=library), expected)
     assert max(errors.values()) < TOLERANCE, errors
+    if library:
+        architecture_cell(TITLES[name], "transformers", difference=max(errors.values()))

@@ -74,10 +74,29 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
                    num_attention_heads=6, max_position_embeddings=130, pad_token_id=0, bos_token_id=1, eos_token_id=2),
     "stablelm": _config("stablelm", **_SIZES, partial_rotary_factor=0.5),
     "starcoder2": _config("starcoder2", **_SIZES, sliding_window=9),
+    "phi": _config("phi", **{**_SIZES, "num_key_value_heads": 3}, partial_rotary_factor=0.5),
+    "olmo": _config("olmo", **_SIZES, clip_qkv=2.0),
+    "nemotron": _config("nemotron", **_SIZES, **_HEAD, partial_rotary_factor=0.5),
+    "qwen3_moe": _config("qwen3_moe", **_SIZES, **_HEAD, moe_intermediate_size=29, num_local_experts=4,
+                         num_experts_per_tok=3, decoder_sparse_step=1, mlp_only_layers=[]),
+    "ernie4_5": _config("ernie4_5", **_SIZES, **_HEAD),
+    "hunyuan_v1_dense": _config("hunyuan_v1_dense", **_SIZES, **_HEAD),
     # short and long factors change places at 16 tokens, inside the scenarios of support.hf_reference
     "phi3_longrope": _config("phi3", **_SIZES, original_max_position_embeddings=16,
                              rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0,
                                               "short_factor": [1.1] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}),
+}  # fmt: skip
+
+
+#: What models/README.md calls them.
+TITLES: dict[str, str] = {
+    "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi3": "Phi3", "gemma": "Gemma", "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3", "mistral": "Mistral", "gpt2": "GPT-2", "bitnet": "BitNet", "smollm3": "SmolLM3",
+    "olmo2": "OLMo2", "cohere2": "Cohere2", "gpt_bigcode": "GPT-BigCode", "gpt_neox": "GPT-NeoX", "granite": "Granite",
+    "mixtral": "Mixtral", "opt": "OPT", "stablelm": "StableLM", "starcoder2": "Starcoder2", "phi": "Phi",
+    "olmo": "OLMo", "nemotron": "Nemotron", "qwen3_moe": "Qwen3-MoE", "ernie4_5": "Ernie4.5",
+    "hunyuan_v1_dense": "HunYuan-Dense", "phi3_longrope": "Phi3 LongRoPE",
+    "bloom": "BLOOM", "falcon": "Falcon", "gpt_oss": "GPT-OSS", "gemma3n_text": "Gemma3n",
 }  # fmt: skip
 
 
