@@ -1,7 +1,7 @@
 #include "core/packed_past.h"
 
 #include <algorithm>
-#include <ios>
+#include <string>
 
 #include "cache/packed_header.h"
 #include "cache/packed_rows.h"
@@ -14,14 +14,15 @@ namespace {
 struct PastOf {
   int64_t b;
   int64_t kv_head;
-  friend std::ostream& operator<<(std::ostream& out, const PastOf& of) {
-    return out << "The past of batch row " << of.b << ", KV head " << of.kv_head;
-  }
 };
+
+std::string AsText(const PastOf& of) {
+  return "The past of batch row " + std::to_string(of.b) + ", KV head " + std::to_string(of.kv_head);
+}
 
 void CheckHeader(const PackedLayout& layout, const PackedHeader& header, PastOf of) {
   if (header.version != HeaderVersion(layout.format)) {
-    Refuse(of, " begins with the mark 0x", std::hex, header.version, ", not 0x", HeaderVersion(layout.format),
+    Refuse(of, " begins with the mark ", AsHex(header.version), ", not ", AsHex(HeaderVersion(layout.format)),
            " of an ", FormatName(layout.format), " cache: give the present of an earlier call of this layer.");
   }
   if (header.layout_check != LayoutCheck(layout)) {

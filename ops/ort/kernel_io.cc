@@ -3,11 +3,25 @@
 #include <algorithm>
 #include <array>
 #include <memory>
-#include <thread>
 #include <vector>
+
+#ifdef _WIN32
+#include <thread>
+#else
+#include <unistd.h>
+#endif
 
 namespace deltallm::ort {
 namespace {
+
+/// Asked of the system where that is one call: <thread> brings symbols of newer C libraries than we need.
+int64_t Processors() {
+#ifdef _WIN32
+  return std::thread::hardware_concurrency();
+#else
+  return sysconf(_SC_NPROCESSORS_ONLN);
+#endif
+}
 
 /// True if the call succeeded; its status is released either way.
 bool Succeeded(OrtStatus* status) {
@@ -216,7 +230,7 @@ MutableTensor RunContext::Output(size_t index, const char* name, const Shape& sh
 Parallel RunContext::pool() const {
   // A kernel cannot ask for the session's number of threads; the machine's is the most it can be. Counting the
   // processors reads a file of the operating system: once is enough.
-  static const int64_t threads = std::max<int64_t>(std::thread::hardware_concurrency(), 1);
+  static const int64_t threads = std::max<int64_t>(Processors(), 1);
   return {[](void* context, void (*task)(void*, size_t), size_t count, void* data) {
             Check(Api().KernelContext_ParallelFor(static_cast<OrtKernelContext*>(context), task, count, 0, data));
           },
