@@ -49,9 +49,6 @@ DeltaAttentionAttributes ReadAttributes(const NodeInfo& node) {
 DeltaAttentionOp::DeltaAttentionOp(const NodeInfo& node)
     : attributes_(ReadAttributes(node)), kernels_(SelectKernels(std::getenv("DELTALLM_ISA"))) {
   RefuseUnsupported(node);
-  if (!node.HasOutput(kPresentKey) || !node.HasOutput(kPresentValue)) {
-    Refuse("Outputs present_key and present_value are not both used: give both a name, the new tokens are kept there.");
-  }
   const ElementType query_type = node.InputType(kQuery);
   if (query_type != ElementType::kOther && !IsFloat(query_type)) {
     Refuse("query is of type ", TypeName(query_type), ": give float32 or float16.");
@@ -142,8 +139,6 @@ void DeltaAttentionOp::InferShapes(const InferenceContext& context) {
   context.SetOutput(kOutput, output);
   context.SetOutput(kPresentKey, present);
   context.SetOutput(kPresentValue, present);
-  context.SetOutput(kStatistics,
-                    {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, true, {{kv_heads > 0 ? kv_heads : -1, ""}, {8, ""}}});
 }
 
 }  // namespace deltallm::ort

@@ -18,10 +18,6 @@ void DeltaThresholdOp::Run(const RunContext& context) const {
   RunDeltaThreshold(rules_, in, held.data, delta.data, kernels_, context.pool());
 }
 
-void DeltaThresholdOp::InferShapes(const InferenceContext& context) {
-  const InferredTensor key = context.Input(0);
-  context.SetOutput(0, key);
-  context.SetOutput(1, key);
-}
+void DeltaThresholdOp::InferShapes(const InferenceContext& context) { context.SetOutput(0, context.Input(0)); }
 
 }  // namespace deltallm::ort

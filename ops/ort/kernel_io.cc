@@ -141,15 +141,6 @@ bool NodeInfo::HasInput(size_t index) const {
           }).empty();
 }
 
-bool NodeInfo::HasOutput(size_t index) const {
-  size_t count = 0;
-  Check(Api().KernelInfo_GetOutputCount(info_, &count));
-  if (index >= count) return false;
-  return !ReadText([&](char* text, size_t* size) {
-            return Api().KernelInfo_GetOutputName(info_, index, text, size);
-          }).empty();
-}
-
 ElementType NodeInfo::InputType(size_t index) const {
   OrtTypeInfo* raw = nullptr;
   if (!HasInput(index) || !Succeeded(Api().KernelInfo_GetInputTypeInfo(info_, index, &raw)) || raw == nullptr) {

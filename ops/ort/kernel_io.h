@@ -26,7 +26,6 @@ class NodeInfo {
   bool Has(const char* name) const;
 
   bool HasInput(size_t index) const;
-  bool HasOutput(size_t index) const;
   /// kOther where the graph does not say.
   ElementType InputType(size_t index) const;
   std::string NodeName() const;

@@ -54,11 +54,11 @@ class DeltaAttentionOp {
       {PortType::kFloat32, true},      // 17 row_weight
       {PortType::kInt64, true},        // 18 attention_mask
   };
-  // present_key and present_value are required below, with a sentence.
+  // InferShapes may only speak of outputs that every node has: required ones.
   static constexpr Port kOutputs[] = {
       {PortType::kActivation, false},  // 0 output
-      {PortType::kCache, true},        // 1 present_key
-      {PortType::kCache, true},        // 2 present_value
+      {PortType::kCache, false},       // 1 present_key
+      {PortType::kCache, false},       // 2 present_value
       {PortType::kInt64, true},        // 3 statistics
   };
 

@@ -31,6 +31,8 @@ class InferenceContext {
   InferredTensor Input(size_t index) const;
   int64_t Int(const char* attribute, int64_t otherwise) const;
   std::string String(const char* attribute) const;
+  /// For required outputs only: ONNX Runtime neither says how many outputs the node has nor checks the index, so that
+  /// it writes past the end of its array for one the node leaves out.
   void SetOutput(size_t index, const InferredTensor& tensor) const;
 
  private:
