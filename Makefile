@@ -9,7 +9,7 @@ MODEL ?= models/demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 ORT_HEADERS ?= build/ort-headers
 
-.PHONY: demo test lint setup ops-test sanitize golden clean
+.PHONY: demo test lint setup peers ops-test sanitize golden clean
 
 setup: $(VENV)/.ready
 
@@ -26,6 +26,24 @@ OPS_SOURCES := $(shell find ops -name '*.cc' -o -name '*.h' -o -name '*.txt' -o 
 $(VENV)/.ready: $(VENV)/.python $(ORT_HEADERS)/.ready pyproject.toml constraints.txt $(OPS_SOURCES)
 	$(BIN)/pip install -q -c constraints.txt scikit-build-core
 	ONNXRUNTIME_INCLUDE_DIR="$$(cat $(ORT_HEADERS)/.ready)" $(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[export,dev]'
+	touch $@
+
+# Other versions of our dependencies, which the tests run beside those of .venv: optimum-onnx with the older transformers
+# it is pinned to, and older releases of ONNX Runtime, of which the oldest knows no Python after 3.13. Nothing but
+# tests/optimum and tests/versions needs them.
+PEERS := build/peers
+OLDER_ONNXRUNTIMES := 1.20.1 1.22.1 1.24.4 1.27.0
+
+peers: $(PEERS)/optimum/.ready $(OLDER_ONNXRUNTIMES:%=$(PEERS)/onnxruntime-%/.ready)
+
+$(PEERS)/optimum/.ready: constraints-optimum.txt | $(VENV)/.ready
+	rm -rf $(@D)
+	$(BIN)/pip install -q --no-deps --target $(@D) -r constraints-optimum.txt
+	touch $@
+
+$(PEERS)/onnxruntime-%/.ready: | $(VENV)/.ready
+	rm -rf $(@D)
+	$(BIN)/pip install -q --no-deps --target $(@D) onnxruntime==$*
 	touch $@
 
 demo: setup
@@ -50,7 +68,7 @@ sanitize: setup
 	cmake --build build/ops-threads -j 2 --target deltallm_tests
 	ctest --test-dir build/ops-threads --output-on-failure -R concurrent
 
-test: lint ops-test sanitize
+test: lint ops-test sanitize peers
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Rewrite tests/golden after a deliberate change of the passes; read the diff before committing it.

@@ -151,16 +151,22 @@ def _placed(config: LlamaConfig) -> Iterator[tuple[Weight, int]]:
         yield weight, -(-weight.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def write_model(config: LlamaConfig, attention: Contender, folder: Path) -> Path:
+def write_model(config: LlamaConfig, attention: Contender, folder: Path, *, accuracy_level: int = 4) -> Path:
     """Write the .onnx file of one variant beside the weights; returns its path.
 
     Inputs: input_ids and attention_mask int64, past_key_values.N.key/value. Outputs: logits float32 [1, 1, V] of the
     last token, present.N.key/value.
+
+    Args:
+        config: of the decoder.
+        attention: of all layers.
+        folder: with the weights.
+        accuracy_level: of MatMulNBits: 4 rounds activations to 8 bits, 1 computes in float32.
     """
     path = folder / f"{attention.name.replace(' ', '-').replace(',', '')}.onnx"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        onnx.save(_Decoder(config, attention).model(), temporary)
+        onnx.save(_Decoder(config, attention, accuracy_level).model(), temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -170,13 +176,15 @@ def write_model(config: LlamaConfig, attention: Contender, folder: Path) -> Path
 class _Decoder:
     """Collects the nodes of one variant."""
 
-    def __init__(self, config: LlamaConfig, attention: Contender) -> None:
+    def __init__(self, config: LlamaConfig, attention: Contender, accuracy_level: int) -> None:
         self._config = config
         self._attention = attention
+        self._accuracy_level = accuracy_level
         self._nodes: list[onnx.NodeProto] = []
         self._initializers = [_external(weight, begin) for weight, begin in _offsets(config)]
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
+        self._inner: list[onnx.ValueInfoProto] = []
 
     def model(self) -> onnx.ModelProto:
         """The whole graph."""
@@ -197,7 +205,9 @@ class _Decoder:
         self._tensor(self._outputs, "logits", _FLOAT, 1, 1, self._config.vocabulary)
         # The logits stand first among the outputs, as exporters write them.
         outputs = [self._outputs[-1], *self._outputs[:-1]]
-        graph = helper.make_graph(self._nodes, "llama", self._inputs, outputs, self._initializers)
+        graph = helper.make_graph(
+            self._nodes, "llama", self._inputs, outputs, self._initializers, value_info=self._inner
+        )
         domains = {"": 21, "com.microsoft": 1, self._attention.operator[0]: 1}
         opsets = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -206,6 +216,9 @@ class _Decoder:
         sizes = projections(self._config)
         self._matmul(f"normed.{layer}", f"{layer}.qkv", sizes["qkv"], f"qkv.{layer}")
         self._attend(layer)
+        # ONNX infers nothing through operators of other domains, and a rewriting wants to know these.
+        for name, channels in (("qkv", sizes["qkv"][1]), ("attended", sizes["o"][0])):
+            self._tensor(self._inner, f"{name}.{layer}", _FLOAT, 1, "S", channels)
         self._matmul(f"attended.{layer}", f"{layer}.o", sizes["o"], f"attention_out.{layer}")
         self._skip_norm(f"residual.{layer}", f"attention_out.{layer}", f"mlp_in.{layer}", f"middle.{layer}")
         self._matmul(f"mlp_in.{layer}", f"{layer}.gate", sizes["gate"], f"gate.{layer}")
@@ -254,7 +267,8 @@ class _Decoder:
         self._constant("sin", np.sin(angles).astype(np.float32))
 
     def _matmul(self, tensor: str, weight: str, size: tuple[int, int], output: str) -> None:
-        attributes = {"K": size[0], "N": size[1], "bits": 4, "block_size": _BLOCK, "accuracy_level": 4}
+        attributes = {"K": size[0], "N": size[1], "bits": 4, "block_size": _BLOCK}
+        attributes["accuracy_level"] = self._accuracy_level
         inputs = [tensor, f"{weight}.codes", f"{weight}.scales"]
         self._node("MatMulNBits", inputs, [output], domain="com.microsoft", **attributes)
 

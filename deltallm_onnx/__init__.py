@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltallm_onnx.config import DeltaConfig, profile
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.weights.formats import WeightFormat
 
 if TYPE_CHECKING:
     from deltallm_onnx.convert import convert, rewrite
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DeltaConfig",
     "DeltaLLMError",
+    "WeightFormat",
     "__version__",
     "cache_spec",
     "convert",

@@ -14,27 +14,23 @@ from deltallm_onnx.config import DeltaConfig
 from deltallm_onnx.dense_model import DenseModel, open_dense_model, quiet, refuse_external_attributes
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.export.output import check_writable, staged
-from deltallm_onnx.model_folder import (
+from deltallm_onnx.genai_folder import (
     GENAI_CONFIG,
-    check_new_folder,
-    copy_side_files,
-    find_model,
-    set_genai_cache_row,
+    GenaiFolder,
+    fit_genai_folder,
+    genai_library,
+    read_genai_folder,
+    refuse_missing_config,
 )
-from deltallm_onnx.packed_sizes import PACKED_FORMATS
-from deltallm_onnx.passes import RewriteReport, naming, rewrite_model
-
-# The library is not put there by us: the folder may be meant for a machine of another kind.
-_GENAI_NOTE = (
-    "onnxruntime-genai runs the slow fallback until the operator library lies beside the model and genai_config.json "
-    "names it as model.decoder.session_options.custom_ops_library."
-)
-
-_GENAI_NOTES = {
-    "int8": "onnxruntime-genai needs the operator library beside the model, named in genai_config.json as "
-    "model.decoder.session_options.custom_ops_library.",
-    "int4": "onnxruntime-genai cannot allocate int4 caches, which need more rows than tokens: choose int8 for it.",
-}
+from deltallm_onnx.genai_warnings import genai_warnings
+from deltallm_onnx.model_folder import check_new_folder, copy_side_files, find_model
+from deltallm_onnx.passes import RewriteReport, rewrite_model
+from deltallm_onnx.preflight import check_disk
+from deltallm_onnx.source_config import read_source_config
+from deltallm_onnx.weights.formats import WeightFormat
+from deltallm_onnx.weights.notes import weight_notes
+from deltallm_onnx.weights.report import WeightsReport
+from deltallm_onnx.weights.store import refuse_quantised, store_weights
 
 #: Receives one line per step.
 Progress = Callable[[str], None]
@@ -49,6 +45,7 @@ class ConvertReport:
         files: every file written, `path` included.
         config: what was written into it.
         rewrite: what the passes did.
+        weights: what became of the weights; None where they are as they were.
         notes: what a user should know, one sentence each.
         bytes_written: size of all files together.
         seconds: wall time.
@@ -58,19 +55,26 @@ class ConvertReport:
     files: tuple[Path, ...]
     config: DeltaConfig
     rewrite: RewriteReport
+    weights: WeightsReport | None
     notes: tuple[str, ...]
     bytes_written: int
     seconds: float
 
     @classmethod
     def of(
-        cls, files: list[Path], config: DeltaConfig, report: RewriteReport, *, notes: tuple[str, ...] = (), begin: float
+        cls,
+        files: list[Path],
+        config: DeltaConfig,
+        report: RewriteReport,
+        *,
+        weights: WeightsReport | None = None,
+        notes: tuple[str, ...] = (),
+        begin: float,
     ) -> ConvertReport:
         """The report on files that are in place, the .onnx file first; `begin` is from time.perf_counter."""
         size = sum(file.stat().st_size for file in files)
-        if any(file.name == GENAI_CONFIG for file in files):
-            notes = (*notes, _GENAI_NOTES.get(config.cache_format, _GENAI_NOTE))
-        return cls(files[0], tuple(files), config, report, notes, size, time.perf_counter() - begin)
+        notes = (*notes, *weight_notes(weights))
+        return cls(files[0], tuple(files), config, report, weights, notes, size, time.perf_counter() - begin)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -79,6 +83,7 @@ class ConvertReport:
             "files": [str(file) for file in self.files],
             "config": self.config.to_dict(),
             "rewrite": self.rewrite.to_dict(),
+            "weights": None if self.weights is None else self.weights.to_dict(),
             "notes": list(self.notes),
             "bytes_written": self.bytes_written,
             "seconds": round(self.seconds, 3),
@@ -86,7 +91,8 @@ class ConvertReport:
 
     def __str__(self) -> str:
         size = f"{len(self.files)} files, {self.bytes_written / 1e6:.1f} MB, {self.seconds:.1f} s"
-        return "\n".join([*self.rewrite.lines, *self.notes, f"wrote {self.path} ({size})"])
+        weights = () if self.weights is None else self.weights.lines
+        return "\n".join([*self.rewrite.lines, *weights, *self.notes, f"wrote {self.path} ({size})"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +101,17 @@ class _Options:
 
     config: DeltaConfig
     unfused: bool
-    statistics: bool
+    statistics: bool | None
     allow_partial: bool
+    copy_library: bool
+    context: int | None
+    weights: WeightFormat | None
+
+    def store_weights(self, dense: DenseModel) -> Callable[[], WeightsReport | None]:
+        """Change the storage of the weights; what comes back makes the report, once they are written."""
+        if self.weights is None or self.weights.name == "float32":
+            return lambda: None
+        return store_weights(dense.model, self.weights, str(dense.path))
 
     def apply(self, dense: DenseModel) -> RewriteReport:
         with quiet():
@@ -104,9 +119,10 @@ class _Options:
                 dense.model,
                 self.config,
                 unfused=self.unfused,
-                statistics=self.statistics,
+                statistics=self.statistics is not False,
                 allow_partial=self.allow_partial,
                 source_sha256=dense.sha256,
+                expected=read_source_config(dense.path.parent),
             )
 
 
@@ -116,8 +132,11 @@ def rewrite(
     config: DeltaConfig,
     *,
     unfused: bool = False,
-    statistics: bool = True,
+    statistics: bool | None = None,
     allow_partial: bool = False,
+    copy_library: bool = True,
+    context: int | None = None,
+    weights: WeightFormat | None = None,
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Rewrite the attention of a dense ONNX model.
@@ -128,8 +147,13 @@ def rewrite(
             other file of the old one. Weights go to `<name>.data` if the model kept them outside the .onnx file.
         config: the settings of delta attention.
         unfused: write DeltaThreshold and HybridWindowAttention instead of DeltaAttention.
-        statistics: add an output `statistics.N` per layer, from which `run` prints the counters.
+        statistics: add an output `statistics.N` per layer, from which `run` prints the counters. None adds them but
+            for folders of onnxruntime-genai, which would fetch them in every step.
         allow_partial: leave layers that are not understood dense instead of refusing the model.
+        copy_library: in a folder of onnxruntime-genai, put the operator library beside the model and name it in
+            genai_config.json; False is for a folder that another kind of machine will use.
+        context: tokens that `int4` caches have room for in onnxruntime-genai; None is the model's context length.
+        weights: how to store the weight matrices of a float32 model; None leaves them as they are.
         progress: receives one line per step.
 
     Raises:
@@ -137,7 +161,7 @@ def rewrite(
             written then.
     """
     in_path, out_path, say = Path(in_path), Path(out_path), progress or _silent
-    options = _Options(config, unfused, statistics, allow_partial)
+    options = _Options(config, unfused, statistics, allow_partial, copy_library, context, weights)
     if in_path.is_dir():
         return _rewrite_folder(in_path, out_path, options, say)
     begin = time.perf_counter()
@@ -145,13 +169,26 @@ def rewrite(
     say(f"Reading {in_path}")
     dense = open_dense_model(in_path)
     _refuse_overwriting(dense, out_path)
+    if weights is not None:
+        refuse_quantised(dense.model, str(in_path))
     say(f"Rewriting {in_path}")
     report = options.apply(dense)
+    stored = options.store_weights(dense)
+    _check_room(dense, out_path.parent)
     say(f"Writing {out_path}")
     with staged(out_path) as folder:
         _save(dense, folder / out_path.name)
         names = _listing(folder, out_path.name)
-    return ConvertReport.of([out_path.parent / name for name in names], config, report, begin=begin)
+    files = [out_path.parent / name for name in names]
+    notes = _left_beside(in_path)
+    return ConvertReport.of(files, config, report, weights=stored(), notes=notes, begin=begin)
+
+
+def _left_beside(in_path: Path) -> tuple[str, ...]:
+    """A file alone takes no genai_config.json along."""
+    if not (in_path.parent / GENAI_CONFIG).is_file():
+        return ()
+    return (f"For onnxruntime-genai rewrite the folder {in_path.parent}: its {GENAI_CONFIG} must change too.",)
 
 
 def convert(
@@ -160,8 +197,12 @@ def convert(
     config: DeltaConfig,
     *,
     unfused: bool = False,
-    statistics: bool = True,
+    statistics: bool | None = None,
     allow_partial: bool = False,
+    copy_library: bool = True,
+    context: int | None = None,
+    weights: WeightFormat | None = None,
+    ternary_bits: int = 2,
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Trace a Hugging Face causal language model and rewrite its attention.
@@ -176,6 +217,10 @@ def convert(
         unfused: see `rewrite`.
         statistics: see `rewrite`.
         allow_partial: see `rewrite`.
+        copy_library: see `rewrite`; without the library nothing is copied.
+        weights: how to store the weight matrices; None is float32, and codes for the ternary ones of BitNet models.
+        ternary_bits: of those codes: 2, or 4 for ONNX Runtime before 1.28.
+        context: see `rewrite`; None leaves `int4` caches without a fixed size, which onnxruntime-genai cannot allocate.
         progress: see `rewrite`.
 
     Raises:
@@ -185,39 +230,59 @@ def convert(
     from deltallm_onnx.export import export_model  # noqa: PLC0415 - `rewrite` needs no torch
 
     begin, out_path, say = time.perf_counter(), Path(out_path), progress or _silent
-    options = _Options(config, unfused, statistics, allow_partial)
+    options = _Options(config, unfused, statistics, allow_partial, copy_library, context, weights)
     check_writable(out_path)
     with staged(out_path) as folder:
         # What the user is told is where the files will be, not where they grow.
         exported = export_model(
-            model, folder / out_path.name, progress=lambda line: say(line.replace(str(folder), str(out_path.parent)))
+            model,
+            folder / out_path.name,
+            weights=weights,
+            ternary_bits=ternary_bits,
+            progress=lambda line: say(line.replace(str(folder), str(out_path.parent))),
         )
         dense = open_dense_model(exported.path)
         say("Rewriting")
         report = options.apply(dense)
         # The dense model's weights become the rewritten model's where they lie: the new file refers to the old data.
         rewritten = folder / f"{out_path.name}.rewritten"
+        library = genai_library(wanted=copy_library, needed=False)
+        notes = _fit_genai(read_genai_folder(folder), folder, dense, options, library=library, context=context)
         ir.save(dense.model, rewritten, format="protobuf")
         rewritten.replace(exported.path)
-        _fit_genai_config(dense, folder, config)
         names = _listing(folder, out_path.name)
     files = [out_path.parent / name for name in names]
     size, peak = 4 * exported.parameters / 1e9, exported.peak_rss_bytes / 1e9
     memory = f"peak memory of the export: {peak:.2f} GB for {size:.2f} GB of float32 weights"
-    return ConvertReport.of(files, config, report, notes=(memory, *exported.notes), begin=begin)
+    notes = (memory, *exported.notes, *notes)
+    return ConvertReport.of(files, config, report, weights=exported.weights, notes=notes, begin=begin)
 
 
 def _rewrite_folder(source: Path, out: Path, options: _Options, say: Progress) -> ConvertReport:
     begin = time.perf_counter()
-    in_path = find_model(source)
+    genai = read_genai_folder(source)
+    in_path = find_model(source, genai)
+    library = None if genai is None else genai_library(wanted=options.copy_library, needed=True)
     check_new_folder(out)
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise DeltaLLMError(f"The output folder {out} lies inside the model's folder {source}: give another one.")
     check_writable(out.parent / f"{out.name}.partial")
     say(f"Reading {in_path}")
     dense = open_dense_model(in_path)
+    if options.weights is not None:
+        refuse_quantised(dense.model, str(in_path))
+    notes: tuple[str, ...] = ()
+    context = options.context
+    if genai is None:
+        refuse_missing_config(dense.model, source)
+    else:
+        notes = genai_warnings(genai, dense.model)
+        context = context or genai.context_length
+        options = dataclasses.replace(options, statistics=bool(options.statistics))
     say(f"Rewriting {in_path}")
     report = options.apply(dense)
+    stored = options.store_weights(dense)
+    _check_room(dense, out.parent)
     say(f"Writing {out}")
     with staged(out) as staging:
         folder = staging / out.name
@@ -227,12 +292,13 @@ def _rewrite_folder(source: Path, out: Path, options: _Options, say: Progress) -
             # With other models in the folder, the data files may be theirs too.
             replaced |= {source / file.relative_to(source.resolve()) for file in dense.data_files}
         copy_side_files(source, folder, leave_out=replaced)
+        notes += _fit_genai(genai, folder, dense, options, library=library, context=context)
         _save(dense, folder / in_path.name)
-        _fit_genai_config(dense, folder, options.config)
         names = _listing(folder, in_path.name)
         if out.is_dir():
             out.rmdir()
-    return ConvertReport.of([out / name for name in names], options.config, report, begin=begin)
+    files = [out / name for name in names]
+    return ConvertReport.of(files, options.config, report, weights=stored(), notes=notes, begin=begin)
 
 
 def _listing(folder: Path, first: str) -> list[Path]:
@@ -241,12 +307,25 @@ def _listing(folder: Path, first: str) -> list[Path]:
     return sorted(names, key=lambda name: name != Path(first))
 
 
-def _fit_genai_config(dense: DenseModel, folder: Path, config: DeltaConfig) -> None:
-    """onnxruntime-genai allocates the caches itself, as wide as the head size it is told."""
-    if config.cache_format in PACKED_FORMATS:
-        past = naming.delta_nodes(dense.model)[0].inputs[naming.PAST_KEY]
-        if past is not None and past.shape is not None and isinstance(past.shape[3], int):
-            set_genai_cache_row(folder, past.shape[3])
+def _fit_genai(
+    genai: GenaiFolder | None,
+    folder: Path,
+    dense: DenseModel,
+    options: _Options,
+    *,
+    library: Path | None,
+    context: int | None,
+) -> tuple[str, ...]:
+    """Write genai_config.json, if the model has one; its notes."""
+    if genai is None:
+        return ()
+    return fit_genai_folder(genai, folder, dense.model, options.config, library=library, context=context)
+
+
+def _check_room(dense: DenseModel, folder: Path) -> None:
+    """Refuse weights that the disk has no room for, before the first byte is written."""
+    tensors = (value.const_value for graph in dense.model.graphs() for value in graph.initializers.values())
+    check_disk(folder, sum(tensor.nbytes for tensor in tensors if tensor is not None), "The rewritten model")
 
 
 def _refuse_overwriting(dense: DenseModel, out_path: Path) -> None:
@@ -264,7 +343,10 @@ def _data_path(path: Path) -> Path:
 def _save(dense: DenseModel, path: Path) -> None:
     """Write a model whose weights come from another folder, tensor by tensor."""
     if not dense.data_files:
-        ir.save(dense.model, path, format="protobuf")
+        try:
+            ir.save(dense.model, path, format="protobuf")
+        except ir.serde.SerdeError as error:
+            raise _refusal_behind(error) or error from error
         return
     refuse_external_attributes(dense)
     try:
@@ -273,6 +355,14 @@ def _save(dense: DenseModel, path: Path) -> None:
         # onnx_ir refuses data files with several hard links when it opens them.
         reason = " ".join(str(error).split())
         raise DeltaLLMError(f"The weights of {dense.path} cannot be read ({reason}): copy the model first.") from error
+
+
+def _refusal_behind(error: BaseException) -> DeltaLLMError | None:
+    """What a weight refused when the serializer asked for it; the serializer wraps all errors in its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DeltaLLMError):
+        cause = cause.__cause__
+    return cause
 
 
 def _silent(_: str) -> None:

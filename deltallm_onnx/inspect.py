@@ -13,8 +13,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from deltallm_onnx.dense_model import open_dense_model, quiet
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.packed_sizes import PACKED_FORMATS
+from deltallm_onnx.passes.match import find_layers, infer_missing_shapes
+from deltallm_onnx.passes.site import AttentionSite, Declined
 from deltallm_onnx.runtime.library import ops_library_path
 from deltallm_onnx.runtime.model_file import read_model_file
 
@@ -29,6 +32,9 @@ _ATTENTION: dict[tuple[str, str], tuple[str, str, int]] = {
     (_DOMAIN, "HybridWindowAttention"): ("num_heads", "kv_num_heads", -1),
 }
 _THRESHOLD_INPUT = 16
+#: Forms of attention that are several nodes, as `passes.match` names them, with what stands for them.
+_DECOMPOSED = {"Softmax": "ai.onnx::Softmax", "Attention without past": "ai.onnx::Attention"}
+_PAST_KEY_INPUT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +49,7 @@ class AttentionSiteInfo:
         kv_num_heads: Hkv; None where the file does not say.
         head_size: D in channels; None where the file does not say.
         threshold: smallest and largest θ; None for dense attention and where the values lie in the data file.
-        settings: the node's other attributes.
+        settings: the node's other attributes; of decomposed attention what they would be, or why it is not understood.
     """
 
     layer: int
@@ -104,7 +110,7 @@ def inspect_model(path: Path) -> Inspection:
     return Inspection(
         path=str(path),
         opset={entry.domain: entry.version for entry in model.opset_import},
-        sites=_sites(model),
+        sites=_all_sites(path, model),
         cache_bytes_per_token=_cache_bytes_per_token(model),
         metadata=_metadata(model),
         needs_library=tuple(sorted({node.op_type for node in nodes if node.domain == _DOMAIN} - bodies)),
@@ -114,7 +120,38 @@ def inspect_model(path: Path) -> Inspection:
     )
 
 
-def _sites(model: onnx.ModelProto) -> tuple[AttentionSiteInfo, ...]:
+def _all_sites(path: Path, model: onnx.ModelProto) -> tuple[AttentionSiteInfo, ...]:
+    """Operators as they stand in the file, and decomposed attention as the matchers see it."""
+    if not any(_may_be_decomposed(node) for node in model.graph.node):
+        return _sites(model, frozenset())
+    dense = open_dense_model(path)
+    with quiet():
+        infer_missing_shapes(dense.model)
+        found = [entry for entry in find_layers(dense.model) if entry.form in _DECOMPOSED]
+    matched = [_matched(entry) for entry in found]
+    operators = _sites(model, frozenset(site.node for site in matched))
+    return tuple(sorted((*operators, *matched), key=lambda site: site.layer))
+
+
+def _may_be_decomposed(node: onnx.NodeProto) -> bool:
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    has_past = len(node.input) > _PAST_KEY_INPUT and bool(node.input[_PAST_KEY_INPUT])
+    return node.op_type == "Softmax" or (node.op_type == "Attention" and not has_past)
+
+
+def _matched(entry: AttentionSite | Declined) -> AttentionSiteInfo:
+    op = _DECOMPOSED[entry.form]
+    if isinstance(entry, Declined):
+        settings: dict[str, Any] = {"declined": entry.reason}
+        return AttentionSiteInfo(entry.layer, entry.node, op, None, None, None, None, settings)
+    window = -1 if entry.mask.sliding_window is None else entry.mask.sliding_window
+    settings = {"scale": entry.scale, "softcap": entry.softcap, "local_window_size": window}
+    heads = entry.num_heads, entry.kv_num_heads, entry.head_size
+    return AttentionSiteInfo(entry.layer, entry.node.name or "", op, *heads, None, settings)
+
+
+def _sites(model: onnx.ModelProto, elsewhere: frozenset[str]) -> tuple[AttentionSiteInfo, ...]:
     shapes = {
         value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
@@ -122,6 +159,8 @@ def _sites(model: onnx.ModelProto) -> tuple[AttentionSiteInfo, ...]:
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     sites: list[AttentionSiteInfo] = []
     for node in model.graph.node:
+        if node.name in elsewhere:
+            continue
         key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
         if key not in _ATTENTION:
             continue

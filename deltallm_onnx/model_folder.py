@@ -2,66 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.genai_folder import GenaiFolder
 
-GENAI_CONFIG = "genai_config.json"
 
-
-def find_model(folder: Path) -> Path:
+def find_model(folder: Path, genai: GenaiFolder | None) -> Path:
     """The model of a folder: the file that genai_config.json names, else its only .onnx file.
 
+    Args:
+        folder: with the model.
+        genai: the folder's genai_config.json; None where there is none.
+
     Raises:
-        DeltaLLMError: where there is none or more than one, and where genai_config.json names another folder's file.
+        DeltaLLMError: where there is none or more than one.
     """
-    named = _genai_file_name(folder)
-    if named is not None:
-        # A name with a folder in it would be written outside the output.
-        if Path(named).name != named or named in ("", ".", ".."):
-            raise DeltaLLMError(f"{folder / GENAI_CONFIG} names the model {named!r}: a file in the folder is needed.")
-        return folder / named
+    if genai is not None:
+        return folder / genai.model_name
     found = sorted(folder.glob("*.onnx"))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise DeltaLLMError(f"{folder} has {len(found)} .onnx files ({names}): name the one to rewrite.")
     return found[0]
-
-
-def _genai_file_name(folder: Path) -> str | None:
-    path = folder / GENAI_CONFIG
-    if not path.is_file():
-        return None
-    data: Any
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DeltaLLMError(f"{path} cannot be read as JSON ({error}): correct it or remove it.") from error
-    for key in ("model", "decoder", "filename"):
-        data = data.get(key) if isinstance(data, dict) else None
-    if data is None:
-        return None
-    if not isinstance(data, str):
-        raise DeltaLLMError(f"{path} has a model.decoder.filename that is not a text: correct it or remove it.")
-    return data
-
-
-def set_genai_cache_row(folder: Path, size: int) -> None:
-    """Tell onnxruntime-genai the last dimension of the caches, which it takes from the head size; nothing without it.
-
-    Args:
-        folder: where genai_config.json may lie.
-        size: bytes_per_token of a packed cache.
-    """
-    path = folder / GENAI_CONFIG
-    if _genai_file_name(folder) is None:
-        return
-    data = json.loads(path.read_text(encoding="utf-8"))
-    data["model"]["decoder"]["head_size"] = size
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def check_new_folder(out: Path) -> None:

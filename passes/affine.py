@@ -52,6 +52,10 @@ class Affine:
         """Whether no symbol is left."""
         return not self.terms
 
+    def is_never_negative(self) -> bool:
+        """Whether it is 0 or more whatever its symbols are, which are lengths: 0 or more."""
+        return self.const >= 0 and all(coefficient > 0 for _, coefficient in self.terms)
+
     def coefficient(self, name: str) -> int:
         """The coefficient of a symbol, 0 where it does not occur."""
         return dict(self.terms).get(name, 0)

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from deltallm_onnx.config import DeltaConfig
-from deltallm_onnx.passes import naming
+from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.passes import cache_match, naming
 from deltallm_onnx.passes.functions.signature import INPUTS
 from deltallm_onnx.passes.layout import SWAP_HEADS_AND_TOKENS
 from deltallm_onnx.passes.site import AttentionSite
 
 
 class BuildDeltaAttentionPass(ir.passes.InPlacePass):
-    """Replace the node of every site.
+    """Replace every site.
 
-    Matched: the nodes of `AttentionSite`s, whichever matcher found them.
+    Matched: the nodes of `AttentionSite`s, whichever matcher found them: one operator that makes all three outputs, or
+    a product that makes the output and two Concats that make the presents.
 
     Replacement (three-axis tensors; a site with four axes gets the bracketed pair around each of them):
 
@@ -28,8 +31,8 @@ class BuildDeltaAttentionPass(ir.passes.InPlacePass):
         deltallm.threshold.N ────────┤
         attention_mask ──────────────┘ (input 18, where the mask was proven to hold padding; other inputs as they are)
 
-    Names, types and shapes of the site's outputs stay as they are; nodes that only served the old mask are left behind
-    for the removal of unused nodes.
+    Names, types and shapes of the site's outputs stay as they are. What only served the old attention, masks included,
+    is removed. Where presents come from nodes of their own, the graph is sorted again: they now come from a later node.
     """
 
     def __init__(self, sites: Sequence[AttentionSite], config: DeltaConfig, *, statistics: bool = False) -> None:
@@ -45,18 +48,26 @@ class BuildDeltaAttentionPass(ir.passes.InPlacePass):
                 raise ir.passes.PreconditionError(f"Layer {site.layer} is not in this graph.")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Replace the nodes one by one."""
+        """Replace the sites one by one."""
+        is_spread = any(len(_makers(site)) > 1 for site in self._sites)
         for site in self._sites:
             delta = _delta_node(model.graph, site, self._config, self._statistics)
             _take_over(model.graph, site, delta)
+        RemoveUnusedNodesPass()(model)
+        self._refuse_needed(model)
+        if is_spread:
+            model.graph.sort()
         model.opset_imports[naming.DOMAIN] = naming.DOMAIN_VERSION
         return ir.passes.PassResult(model, modified=bool(self._sites))
 
-    def ensures(self, model: ir.Model) -> None:
-        """None of the replaced nodes is left."""
-        left = [site.layer for site in self._sites if site.node.graph is model.graph]
-        if left:
-            raise ir.passes.PostconditionError(f"Layers {left} still hold their old nodes.")
+    def _refuse_needed(self, model: ir.Model) -> None:
+        """Something that only asks for the shape of the old scores would keep them alive."""
+        for site in self._sites:
+            if site.node.graph is model.graph:
+                raise DeltaLLMError(
+                    f"Layer {site.layer} cannot be replaced: what its node {site.node.name!r} computes is also needed "
+                    "elsewhere in the graph."
+                )
 
 
 def delta_attributes(site: AttentionSite, config: DeltaConfig) -> dict[str, int | float | str]:
@@ -82,7 +93,7 @@ def delta_attributes(site: AttentionSite, config: DeltaConfig) -> dict[str, int 
 
 
 def _delta_node(graph: ir.Graph, site: AttentionSite, config: DeltaConfig, statistics: bool) -> ir.Node:
-    """Insert the operator and what brings its inputs into shape, before the site's node."""
+    """Insert the operator and what brings its inputs into shape, before the node that makes the site's output."""
     query, key, value = (
         _flat(graph, site, what, tensor, heads)
         for what, tensor, heads in (
@@ -97,7 +108,7 @@ def _delta_node(graph: ir.Graph, site: AttentionSite, config: DeltaConfig, stati
         "value": value,
         "past_key": site.past_key,
         "past_value": site.past_value,
-        "attention_bias": site.attention_bias,
+        "attention_bias": _bias(graph, site),
         "head_sink": site.head_sink,
         "threshold": _threshold(graph, site, config),
         "attention_mask": _int64_mask(graph, site),
@@ -117,7 +128,7 @@ def _delta_node(graph: ir.Graph, site: AttentionSite, config: DeltaConfig, stati
         name=naming.delta_node_name(site.node, site.layer),
     )
     delta.metadata_props.update(site.node.metadata_props)
-    graph.insert_before(site.node, delta)
+    graph.insert_before(_place(site), delta)
     if statistics:
         counts = delta.outputs[naming.STATISTICS]
         counts.name = naming.statistics_name(site.layer)
@@ -127,13 +138,15 @@ def _delta_node(graph: ir.Graph, site: AttentionSite, config: DeltaConfig, stati
 
 
 def _take_over(graph: ir.Graph, site: AttentionSite, delta: ir.Node) -> None:
-    """Give the new node's outputs the names and uses of the old one's, and remove the old node."""
+    """Give the new node's outputs the names and uses of the old ones, and remove the nodes that made those."""
+    old_nodes = _makers(site)
     output = delta.outputs[naming.OUTPUT]
     output.type = site.output.type
     if site.heads_first:
         output.name = f"{delta.name}_output"
         output.shape = _flat_shape(site.output, site.num_heads * site.head_size)
         output = _by_head(graph, site, output)
+        _keep_shape(graph, site, output)
     pairs = (
         (site.output, output),
         (site.present_key, delta.outputs[naming.PRESENT_KEY]),
@@ -143,7 +156,18 @@ def _take_over(graph: ir.Graph, site: AttentionSite, delta: ir.Node) -> None:
         new.type, new.shape = old.type, old.shape
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         new.name, old.name = old.name, None
-    graph.remove(site.node, safe=True)
+    graph.remove(old_nodes, safe=True)
+
+
+def _makers(site: AttentionSite) -> list[ir.Node]:
+    """The nodes that make the site's outputs, each once."""
+    made = (value.producer() for value in (site.output, site.present_key, site.present_value))
+    return list(dict.fromkeys(node for node in made if node is not None))
+
+
+def _place(site: AttentionSite) -> ir.Node:
+    """Where all inputs of the site exist."""
+    return _makers(site)[0]
 
 
 def _flat(graph: ir.Graph, site: AttentionSite, what: str, tensor: ir.Value | None, heads: int) -> ir.Value | None:
@@ -185,8 +209,51 @@ def _before(
     """Insert a node that changes one input or output of the operator, and name it after both."""
     node = ir.node(op, inputs, attributes, name=f"{naming.delta_node_name(site.node, site.layer)}/{what}/{op}")
     node.outputs[0].name = f"{node.name}_output"
-    graph.insert_before(site.node, node)
+    graph.insert_before(_place(site), node)
     return node.outputs[0]
+
+
+def _bias(graph: ir.Graph, site: AttentionSite) -> ir.Value | None:
+    """As [B|1, Hq|1, S, T]; DeltaAttention broadcasts batch and heads only."""
+    bias, axis = site.attention_bias, 2 if site.heads_first else 1
+    if bias is None or site.lengths is not None:
+        return bias  # an operator that takes lengths takes its bias as DeltaAttention does
+    if site.bias_is_joined:
+        bias = _reshaped(graph, site, "attention_bias/heads", bias, [-1, site.num_heads], first_kept=1)
+    elif bias.shape is not None and len(bias.shape) == 4 and site.query.shape is not None:
+        tokens = site.query.shape[axis]
+        if cache_match.is_named(tokens) and bias.shape[2] == tokens != 1:
+            return bias
+    length = _before(graph, site, "attention_bias", "Shape", [site.query], start=axis, end=axis + 1)
+    ones, one = (_shape_constant(graph, f"deltallm.ones.{n}", [1] * n) for n in (2, 1))
+    target = _before(graph, site, "attention_bias", "Concat", [ones, length, one], axis=0)
+    expanded = _before(graph, site, "attention_bias", "Expand", [bias, target])
+    expanded.type = site.query.type
+    return expanded
+
+
+def _reshaped(
+    graph: ir.Graph, site: AttentionSite, what: str, tensor: ir.Value, leading: list[int], *, first_kept: int
+) -> ir.Value:
+    """Reshape to some leading axes, and the lengths of the tensor's own from `first_kept` on."""
+    tail = _before(graph, site, what, "Shape", [tensor], start=first_kept)
+    name = "deltallm.leading." + ".".join(map(str, leading))
+    target = _before(graph, site, what, "Concat", [_shape_constant(graph, name, leading), tail], axis=0)
+    reshaped = _before(graph, site, what, "Reshape", [tensor, target])
+    reshaped.type = tensor.type
+    return reshaped
+
+
+def _keep_shape(graph: ir.Graph, site: AttentionSite, output: ir.Value) -> None:
+    """Where batch and heads shared an axis of the old product, something may ask for its shape."""
+    maker = site.output.producer()
+    product = maker.inputs[0] if maker is not None and maker.op_type == "Reshape" else None
+    if product is None or len(product.uses()) == 1:
+        return
+    joined = _reshaped(graph, site, "output/joined", output, [-1], first_kept=2)
+    for reader, index in tuple(product.uses()):
+        if reader.op_type == "Shape":
+            reader.replace_input_with(index, joined)
 
 
 def _threshold(graph: ir.Graph, site: AttentionSite, config: DeltaConfig) -> ir.Value:

@@ -8,6 +8,8 @@ import onnx_ir as ir
 
 from deltallm_onnx.passes.site import NotUnderstood
 
+#: How ONNX shape inference begins the names that it invents for lengths it does not know.
+_INVENTED = "unk__"
 #: Element types DeltaAttention computes with; it sums in float32 for both.
 ACTIVATION_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
@@ -56,10 +58,20 @@ def cache_sizes(past_key: ir.Value, past_value: ir.Value) -> tuple[int, int]:
     return keys
 
 
-def check_heads(num_heads: int, kv_num_heads: int, head_size: int) -> None:
+def declared_heads(past: ir.Value, name: str) -> int | None:
+    """Hkv of a cache [B, Hkv, P, D]; None where it is no number. Raises NotUnderstood for another number of axes."""
+    if past.shape is None:
+        return None
+    _check_rank(past, name)
+    heads = past.shape[1]
+    return heads if isinstance(heads, int) else None
+
+
+def check_heads(num_heads: int, kv_num_heads: int, head_size: int | None = None) -> None:
     """Refuse head counts that do not divide. Raises NotUnderstood."""
-    if min(num_heads, kv_num_heads, head_size) <= 0 or num_heads % kv_num_heads:
-        raise NotUnderstood(f"it has {num_heads} query heads for {kv_num_heads} key/value heads of size {head_size}")
+    if min(num_heads, kv_num_heads, 1 if head_size is None else head_size) <= 0 or num_heads % kv_num_heads:
+        size = "" if head_size is None else f" of size {head_size}"
+        raise NotUnderstood(f"it has {num_heads} query heads for {kv_num_heads} key/value heads{size}")
 
 
 def check_tensor(name: str, tensor: ir.Value, sizes: dict[int, int]) -> None:
@@ -74,6 +86,26 @@ def check_tensor(name: str, tensor: ir.Value, sizes: dict[int, int]) -> None:
         found = tensor.shape[axis]
         if isinstance(found, int) and found != size:
             raise NotUnderstood(f"its {name} has {found} along axis {axis} where {size} are needed")
+
+
+def check_new_tokens(name: str, tensor: ir.Value, query: ir.Value, axis: int) -> None:
+    """Refuse cross attention, which has as many new keys as it likes.
+
+    Lengths without a name, or with one that shape inference invented, are left to the operator's own check.
+
+    Raises:
+        NotUnderstood: with the two lengths.
+    """
+    if tensor.shape is None or query.shape is None:
+        return
+    tokens, queries = tensor.shape[axis], query.shape[axis]
+    if tokens != queries and is_named(tokens) and is_named(queries):
+        raise NotUnderstood(f"its query has {queries} new tokens and its {name} {tokens}")
+
+
+def is_named(size: int | ir.SymbolicDim) -> bool:
+    """Whether a length is a number, or has a name that the model gave it."""
+    return isinstance(size, int) or (size.value is not None and not size.value.startswith(_INVENTED))
 
 
 def required(value: ir.Value | None, name: str) -> ir.Value:
@@ -116,7 +148,11 @@ def float_attribute(node: ir.Node, name: str, default: float) -> float:
     return float(value)
 
 
-def _sizes(past: ir.Value, name: str) -> tuple[int, int]:
+def _check_rank(past: ir.Value, name: str) -> None:
     if rank(past, name) != 4:
         raise NotUnderstood(f"its {name} has {rank(past, name)} axes, not [batch, heads, past, head size]")
+
+
+def _sizes(past: ir.Value, name: str) -> tuple[int, int]:
+    _check_rank(past, name)
     return fixed_size(past, 1, f"the heads of its {name}"), fixed_size(past, 3, f"the head size of its {name}")

@@ -1,4 +1,4 @@
-"""Prove what a boolean attention mask means, by interpreting the subgraph that computes it.
+"""Prove what an attention mask means, by interpreting the subgraph that computes it.
 
 A mask is understood if it is a conjunction of
 
@@ -7,8 +7,13 @@ A mask is understood if it is a conjunction of
     padding[b, j]    real tokens              (a graph input [B, T], 1 = real)
 
 in whatever spelling: the interpreter carries positions as linear forms over the symbolic dimensions, so that
-`LessOrEqual(kv, q)`, `Not(Greater(kv, q))` and `Less(Sub(kv, q), 1)` are the same thing. Everything else is declined
-with a sentence that names the node at fault. Nothing is assumed about what is not understood.
+`LessOrEqual(kv, q)`, `Not(Greater(kv, q))` and `Less(Sub(kv, q), 1)` are the same thing. A mask of numbers is
+understood if they are 0 where that conjunction holds and −∞ or nearly (`mask_additive.HIDING`) elsewhere. Everything
+else is declined with a sentence that names the node at fault. Nothing is assumed about what is not understood.
+
+The padding mask has the shape [B, T]: a longer one DeltaAttention refuses, with a shorter one the graph as it was could
+not be run. A query that sees no key at all is one of the padding: what dense graphs give for it (NaN, or the mean of
+all values) is not kept, DeltaAttention gives 0.
 """
 
 from __future__ import annotations
@@ -18,25 +23,38 @@ import dataclasses
 import onnx_ir as ir
 
 from deltallm_onnx.passes.affine import ONE, Affine, dimension
-from deltallm_onnx.passes.mask_domain import AtLeastZero, Condition, RealToken
+from deltallm_onnx.passes.mask_additive import FLOATS, HIDING, hides
+from deltallm_onnx.passes.mask_domain import Abstract, AtLeastZero, Choice, Condition, RealToken, invert, kind
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.site import MaskMeaning, NotUnderstood
+
+#: A bias has fewer nodes behind it, unless it is computed from the tokens.
+_MAX_BIAS_NODES = 500
+
+
+class FiniteBias(NotUnderstood):
+    """A bias that hides no key, such as ALiBi: no number behind it is −∞ or nearly.
+
+    It can be added to the scores as it is, where another mask is proven to be causal.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskContract:
-    """What the attention operator itself guarantees about the lengths of its mask [B, Hq, S, T].
+    """What the attention itself guarantees about the lengths of its mask [B, Hq, S, T].
 
-    With a past, the mask covers past and new tokens; the shorter masks of opset 24 belong to caches kept outside the
-    operator, which have no past input.
+    The mask covers past and new tokens; the shorter masks of opset 24 belong to caches kept outside the operator, which
+    have no past input.
 
     Attributes:
         past_length: P, from the shape of past_key.
         new_length: S, from the shape of the query.
+        batch: B, from the shape of past_key; None where only the padding mask's own first axis is to be trusted.
     """
 
     past_length: Affine
     new_length: Affine
+    batch: Affine | None = None
 
     @property
     def total_length(self) -> Affine:
@@ -45,19 +63,108 @@ class MaskContract:
 
 
 def read_mask(mask: ir.Value, contract: MaskContract, interpreter: MaskInterpreter) -> MaskMeaning:
-    """Say what a boolean mask [B|1, 1, S, T] (or [S, T]) hides.
+    """Say what a mask [B|1, 1, S, T] (or [S, T]) hides.
 
     Args:
-        mask: the attention operator's mask input.
+        mask: truth values, true where a key is seen, or numbers that are added to the scores.
         contract: the lengths its axes must have.
         interpreter: evaluates nodes; one instance serves all layers of a model.
+
+    Raises:
+        FiniteBias: where the mask is numbers of which none hides a key.
+        NotUnderstood: with the reason, where the meaning cannot be proven.
+    """
+    try:
+        value = interpreter.evaluate(mask)
+    except NotUnderstood as reason:
+        if _is_finite_bias(mask):
+            raise FiniteBias(f"its bias {_name(mask)} is no mask of 0 and −∞ ({reason})") from reason
+        raise
+    return _meaning(mask, _seen(mask, value), contract)
+
+
+def read_hidden(mask: ir.Value, contract: MaskContract, interpreter: MaskInterpreter) -> MaskMeaning:
+    """The same for truth values that are true where a key is hidden, as in Where(mask, −∞, scores).
 
     Raises:
         NotUnderstood: with the reason, where the meaning cannot be proven.
     """
     condition = interpreter.evaluate(mask)
     if not isinstance(condition, Condition):
-        raise NotUnderstood(f"its mask {_name(mask)} holds numbers, not truth values")
+        raise NotUnderstood(f"its mask {_name(mask)} holds {kind(condition)}, not truth values")
+    return _meaning(mask, invert(condition), contract)
+
+
+def is_hiding(value: ir.Value) -> bool:
+    """Whether a value is the same constant all over that hides a key where it replaces or joins its score."""
+    try:
+        constant = MaskInterpreter().evaluate(value)
+    except NotUnderstood:
+        return False
+    return isinstance(constant, Choice) and constant.is_constant() and hides(constant.holds)
+
+
+def conjunction(first: MaskMeaning, second: MaskMeaning) -> MaskMeaning:
+    """What two masks hide together, each applied to the same scores.
+
+    Raises:
+        NotUnderstood: where they take padding from two inputs.
+    """
+    if None not in (first.padding, second.padding) and first.padding is not second.padding:
+        raise NotUnderstood(
+            f"its masks take padding from two inputs, {first.padding and first.padding.name!r} and "
+            f"{second.padding and second.padding.name!r}"
+        )
+    windows = [window for window in (first.sliding_window, second.sliding_window) if window is not None]
+    return MaskMeaning(first.causal or second.causal, min(windows, default=None), first.padding or second.padding)
+
+
+def _seen(mask: ir.Value, value: Abstract) -> Condition:
+    """Where a key is seen."""
+    if isinstance(value, Condition):
+        return value
+    if not isinstance(value, Choice) or value.dtype not in FLOATS:
+        raise NotUnderstood(f"its mask {_name(mask)} holds {kind(value)}, not truth values or numbers to add")
+    numbers = " and ".join(f"{number + 0.0:g}" for number in dict.fromkeys((value.holds, value.fails)))
+    if value.holds == 0 and (value.is_constant() or hides(value.fails)):
+        return value.condition
+    if value.is_constant() and hides(value.holds):
+        raise NotUnderstood(f"its mask {_name(mask)} hides every key")
+    raise NotUnderstood(
+        f"its mask {_name(mask)} adds {numbers} to the scores, where 0 and −∞ (or {HIDING:g} and below) are needed: "
+        "keys that are only made less likely are not hidden"
+    )
+
+
+def _is_finite_bias(mask: ir.Value) -> bool:
+    """Whether no number in the subgraph of a bias hides a key."""
+    if mask.dtype not in FLOATS:
+        return False
+    values, found = [mask], {mask}
+    while values:
+        value = values.pop()
+        if _holds_large_number(value) or len(found) > _MAX_BIAS_NODES:
+            return False
+        node = value.producer()
+        # A length is no number that hides, whatever tensor it is the length of.
+        inputs = () if node is None or node.op_type == "Shape" else [x for x in node.inputs if x is not None]
+        values += [x for x in inputs if x not in found]
+        found.update(inputs)
+    return True
+
+
+def _holds_large_number(value: ir.Value) -> bool:
+    """Whether a constant holds a number that can hide a key once it is added to its score, or negated and added."""
+    tensor = ir.convenience.get_const_tensor(value)
+    node = value.producer()
+    if tensor is None and node is not None and node.op_type == "ConstantOfShape" and "value" in node.attributes:
+        tensor = node.attributes["value"].as_tensor()
+    if tensor is None or tensor.dtype not in FLOATS or tensor.size == 0:
+        return False
+    return bool((abs(tensor.numpy()) >= -HIDING).any())
+
+
+def _meaning(mask: ir.Value, condition: Condition, contract: MaskContract) -> MaskMeaning:
     if condition.is_constant() and condition.negated:
         raise NotUnderstood(f"its mask {_name(mask)} is false everywhere")
     if condition.negated:
@@ -67,16 +174,18 @@ def read_mask(mask: ir.Value, contract: MaskContract, interpreter: MaskInterpret
     lengths = _Lengths(contract)
     for term in condition.terms:
         lengths.learn(term)
-    causal, windows, padding = False, [], None
+    causal = contract.new_length == ONE  # the only new token is the last key
+    windows, padding = [], None
     for term in sorted(condition.terms, key=repr):
-        lengths.require(term)
         if isinstance(term, RealToken):
+            lengths.require_padding(term)
             if padding is not None and padding is not term.source:
                 raise NotUnderstood(
                     f"its mask takes padding from two inputs, {_name(padding)} and {_name(term.source)}"
                 )
             padding = term.source
             continue
+        lengths.require(term)
         window = lengths.classify(term)
         if window == 0:
             causal = True
@@ -104,23 +213,38 @@ class _Lengths:
                 continue
             rest = (length - expected).substitute(self._known)
             pivot = next((n for n, c in rest.terms if abs(c) == 1 and n not in self._own), None)
-            if pivot is not None:
-                solution = Affine.symbol(pivot) - rest.scaled(rest.coefficient(pivot))
+            if pivot is None:
+                continue
+            solution = Affine.symbol(pivot) - rest.scaled(rest.coefficient(pivot))
+            if not (-solution).is_never_negative():  # a length is not less than 0
                 self._known = {n: v.substitute({pivot: solution}) for n, v in self._known.items()}
                 self._known[pivot] = solution
 
-    def require(self, term: AtLeastZero | RealToken) -> None:
-        """Refuse a term that runs along other axes than the mask's queries and keys."""
-        if isinstance(term, RealToken) and (term.batch_axis, term.key_axis) != (-4, -1):
+    def require_padding(self, token: RealToken) -> None:
+        """Refuse padding that is not that of each row's keys."""
+        name = _name(token.source)
+        if (token.batch_axis, token.key_axis) != (-4, -1):
             raise NotUnderstood(
-                f"its padding mask {_name(term.source)} lies on axes {term.batch_axis} and {term.key_axis} of the mask "
+                f"its padding mask {name} lies on axes {token.batch_axis} and {token.key_axis} of the mask "
                 "instead of -4 (batch) and -1 (keys)"
             )
+        if token.is_padding:
+            raise NotUnderstood(f"its mask shows the keys where {name} is 0 and hides the real tokens")
+        total, batch = self._contract.total_length, dimension(token.source, 0)
+        for keys in (dimension(token.source, 1), *sorted(token.keys, key=str)):
+            if not self._is_same(keys, total):
+                raise NotUnderstood(f"its mask takes {keys} columns of {name} where {total} are needed")
+        for rows in sorted(token.rows, key=str):
+            if not self._is_same(rows, batch) and not self._is_same(rows, self._contract.batch or batch):
+                raise NotUnderstood(f"its mask takes {rows} rows of {name}, and the batch has {batch}")
+
+    def require(self, term: AtLeastZero) -> None:
+        """Refuse a term that runs along other axes than the mask's queries and keys."""
         for axis, length in _axis_lengths(term):
             expected = self._expected(axis)
             if expected is None:
                 raise NotUnderstood(f"its mask compares positions along axis {axis}, which is neither queries nor keys")
-            if (length - expected).substitute(self._known) != Affine(0):
+            if not self._is_same(length, expected):
                 wrong = length.substitute(self._known)
                 raise NotUnderstood(f"its mask has {wrong} positions along axis {axis} where {expected} are needed")
 
@@ -128,6 +252,8 @@ class _Lengths:
         """0 for causality, W for a sliding window of W keys, None for a condition that always holds."""
         steps = {axis: step for axis, step, _ in term.steps}
         query, key = steps.get(-2, 0), steps.get(-1, 0)
+        if self._contract.new_length == ONE and not query:
+            query = -key  # the one new token has index 0, so any step says the same
         base = term.base.substitute(self._known)
         if self._always_holds(base, query, key):
             return None
@@ -160,6 +286,9 @@ class _Lengths:
         if not new.is_constant() and len(new.terms) == 1 and new.const == 0:
             slack += max(lowest.coefficient(new.terms[0][0]), 0)
         return slack >= 0 and all(c > 0 for _, c in lowest.terms)
+
+    def _is_same(self, a: Affine, b: Affine) -> bool:
+        return (a - b).substitute(self._known) == Affine(0)
 
     def _expected(self, axis: int) -> Affine | None:
         return {-1: self._contract.total_length, -2: self._contract.new_length}.get(axis)

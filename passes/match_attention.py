@@ -11,8 +11,9 @@ import onnx_ir as ir
 from deltallm_onnx.passes import cache_match
 from deltallm_onnx.passes.affine import dimension
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
-from deltallm_onnx.passes.masks import MaskContract, read_mask
-from deltallm_onnx.passes.site import AttentionSite, MaskMeaning, NotUnderstood
+from deltallm_onnx.passes.masks import MaskContract
+from deltallm_onnx.passes.score_masks import Mask, read_masks
+from deltallm_onnx.passes.site import AttentionSite, NotUnderstood
 
 DOMAIN, OP_TYPE = "", "Attention"
 
@@ -39,7 +40,7 @@ def match_attention(node: ir.Node, layer: int, opset: int, interpreter: MaskInte
 
         query [B,Hq,S,D] ─────────────┐
         key, value [B,Hkv,S,D] ───────┤
-        mask bool [B|1,1,S,T] ────────┼─▶ Attention(scale, softcap, is_causal) ─▶ output [B,Hq,S,D]
+        mask [B|1,1,S,T] ─────────────┼─▶ Attention(scale, softcap, is_causal) ─▶ output [B,Hq,S,D]
         past_key, past_value ─────────┘                                        ─▶ present_key, present_value [B,Hkv,T,D]
         (graph inputs [B,Hkv,P,D])                                                (graph outputs)
 
@@ -55,7 +56,7 @@ def match_attention(node: ir.Node, layer: int, opset: int, interpreter: MaskInte
     Raises:
         NotUnderstood: with the reason.
     """
-    _check_operator(node, opset)
+    check_operator(node, opset)
     inputs = dict(zip(_INPUTS, [*node.inputs, *[None] * len(_INPUTS)], strict=False))
     tensors = {name: cache_match.required(inputs[name], name) for name in _INPUTS if name not in _OPTIONAL}
     if inputs["nonpad_kv_seqlen"] is not None:
@@ -64,12 +65,13 @@ def match_attention(node: ir.Node, layer: int, opset: int, interpreter: MaskInte
     cache_match.check_cache(node, tensors["past_key"], present_key, "key")
     cache_match.check_cache(node, tensors["past_value"], present_value, "value")
     geometry = _geometry(node, tensors)
-    scale = cache_match.float_attribute(node, "scale", 1 / math.sqrt(geometry.head_size))
-    softcap = cache_match.float_attribute(node, "softcap", 0.0)
-    if scale == 0 or softcap < 0:
-        raise NotUnderstood(f"its scale is {scale:g} and its softcap {softcap:g}")
+    scale, softcap = scale_and_softcap(node, geometry.head_size)
     query_axis = 2 if geometry.heads_first else 1
-    contract = MaskContract(dimension(tensors["past_key"], 2), dimension(tensors["query"], query_axis))
+    past = tensors["past_key"]
+    contract = MaskContract(dimension(past, 2), dimension(tensors["query"], query_axis), dimension(past, 0))
+    masks = [] if inputs["attn_mask"] is None else [Mask(inputs["attn_mask"])]
+    is_causal = bool(cache_match.int_attribute(node, "is_causal", 0))
+    mask, bias = read_masks(masks, contract, interpreter, is_causal=is_causal)
     return AttentionSite(
         layer=layer,
         node=node,
@@ -87,11 +89,18 @@ def match_attention(node: ir.Node, layer: int, opset: int, interpreter: MaskInte
         head_size=geometry.head_size,
         scale=scale,
         softcap=softcap,
-        mask=_mask(node, inputs["attn_mask"], contract, interpreter),
+        mask=mask,
+        attention_bias=None if bias is None else bias.value,
+        bias_is_joined=bias is not None and bias.is_joined,
     )
 
 
-def _check_operator(node: ir.Node, opset: int) -> None:
+def check_operator(node: ir.Node, opset: int) -> None:
+    """Refuse versions of the operator, and uses of it, that DeltaAttention cannot stand for.
+
+    Raises:
+        NotUnderstood: saying which.
+    """
     try:
         version = onnx.defs.get_schema(OP_TYPE, opset).since_version
     except onnx.defs.SchemaError as error:
@@ -103,6 +112,19 @@ def _check_operator(node: ir.Node, opset: int) -> None:
         raise NotUnderstood(f"its softmax_precision is {precision}; DeltaAttention computes the softmax in FLOAT")
     if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
         raise NotUnderstood("its qk_matmul_output is used, and DeltaAttention does not form all scores")
+
+
+def scale_and_softcap(node: ir.Node, head_size: int) -> tuple[float, float]:
+    """The attributes, or 1/√D and 0.
+
+    Raises:
+        NotUnderstood: for values that are no scale and no softcap.
+    """
+    scale = cache_match.float_attribute(node, "scale", 1 / math.sqrt(head_size))
+    softcap = cache_match.float_attribute(node, "softcap", 0.0)
+    if scale == 0 or softcap < 0:
+        raise NotUnderstood(f"its scale is {scale:g} and its softcap {softcap:g}")
+    return scale, softcap
 
 
 def _geometry(node: ir.Node, tensors: dict[str, ir.Value]) -> _Geometry:
@@ -119,17 +141,8 @@ def _geometry(node: ir.Node, tensors: dict[str, ir.Value]) -> _Geometry:
     for name, heads in (("query", num_heads), ("key", kv_num_heads), ("value", kv_num_heads)):
         sizes = {1: heads, 3: head_size} if heads_first else {2: heads * head_size}
         cache_match.check_tensor(name, tensors[name], sizes)
-        _check_new_tokens(name, tensors[name], tensors["query"], 2 if heads_first else 1)
+        cache_match.check_new_tokens(name, tensors[name], tensors["query"], 2 if heads_first else 1)
     return _Geometry(heads_first, num_heads, kv_num_heads, head_size)
-
-
-def _check_new_tokens(name: str, tensor: ir.Value, query: ir.Value, axis: int) -> None:
-    """Cross attention has as many new keys as it likes; lengths without a name are left to the operator's own check."""
-    if tensor.shape is None or query.shape is None:
-        return
-    tokens, queries = tensor.shape[axis], query.shape[axis]
-    if tokens != queries and ir.SymbolicDim(None) not in (tokens, queries):
-        raise NotUnderstood(f"its query has {queries} new tokens and its {name} {tokens}")
 
 
 def _declared_heads(node: ir.Node, kv_num_heads: int) -> int:
@@ -140,17 +153,3 @@ def _declared_heads(node: ir.Node, kv_num_heads: int) -> int:
     if declared != kv_num_heads:
         raise NotUnderstood(f"its kv_num_heads is {declared}, and its past_key has {kv_num_heads} heads")
     return num_heads
-
-
-def _mask(node: ir.Node, mask: ir.Value | None, contract: MaskContract, interpreter: MaskInterpreter) -> MaskMeaning:
-    meaning = MaskMeaning(causal=False, sliding_window=None, padding=None)
-    if mask is not None:
-        if mask.dtype not in (ir.DataType.BOOL, None):
-            raise NotUnderstood(
-                f"its mask {mask.name!r} is a bias of type {mask.dtype}; only boolean masks are understood"
-            )
-        meaning = read_mask(mask, contract, interpreter)
-    if not (meaning.causal or cache_match.int_attribute(node, "is_causal", 0)):
-        seen = "it has no mask" if mask is None else f"its mask {mask.name!r} is not causal"
-        raise NotUnderstood(f"{seen} and its is_causal is 0, so queries see later keys")
-    return dataclasses.replace(meaning, causal=True)

@@ -7,10 +7,13 @@ import math
 import onnx_ir as ir
 
 from deltallm_onnx.passes import cache_match
-from deltallm_onnx.passes.functions.signature import INPUTS
+from deltallm_onnx.passes.functions.signature import INPUTS, NOT_BUILT
+from deltallm_onnx.passes.head_size import channels, head_size_of
 from deltallm_onnx.passes.site import AttentionSite, MaskMeaning, NotUnderstood, Rotary, SequenceLengths
 
 DOMAIN, OP_TYPE = "com.microsoft", "GroupQueryAttention"
+#: Attribute: the caches of this layer have only room for its window, and rows move when they leave it.
+WINDOWED_CACHE = "sliding_window_cache"
 
 #: DeltaAttention begins with the same inputs in the same order (docs/spec.md section 7).
 _INPUTS = INPUTS[: INPUTS.index("head_sink") + 1]
@@ -29,13 +32,19 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "causal": (1,),
     "smooth_softmax": (0,),
     "qk_output": (0,),
-    "sliding_window_cache": (0,),
     "k_quant_type": ("NONE",),
     "v_quant_type": ("NONE",),
     "kv_cache_bit_width": (0, 16, 32),
 }
-#: Attributes that only speak about inputs that are declined.
-_IDLE = ("qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon")
+#: Attributes that only speak about inputs that are declined, or that are checked on their own.
+_IDLE = ("qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon", WINDOWED_CACHE)
+#: What to do about inputs and attributes that DeltaAttention does not have, by how they begin.
+_REMEDIES = {
+    ("k_scale", "v_scale", "k_quant_type", "v_quant_type", "kv_cache_bit_width"): (
+        "rebuild the model without kv_cache_quant_scheme; cache_format stores packed keys and values instead"
+    ),
+    ("q_norm_weight", "k_norm_weight"): "rebuild the model for -e cpu, which writes these norms as nodes of their own",
+}
 
 
 def match_group_query_attention(node: ir.Node, layer: int) -> AttentionSite:
@@ -58,17 +67,20 @@ def match_group_query_attention(node: ir.Node, layer: int) -> AttentionSite:
     """
     _check_operator(node)
     given = dict(zip(_INPUTS, [*node.inputs, *[None] * len(_INPUTS)], strict=False))
+    num_heads, kv_num_heads, head_size = _geometry(node, given)
     query, past_key, past_value = (
         cache_match.required(given[name], name) for name in ("query", "past_key", "past_value")
     )
     present_key, present_value = cache_match.present_outputs(node)
     cache_match.check_cache(node, past_key, present_key, "key")
     cache_match.check_cache(node, past_value, present_value, "value")
-    num_heads, kv_num_heads, head_size = _geometry(node, given, past_key, past_value)
+    _check_tensors(given, num_heads, kv_num_heads, head_size)
     scale, softcap = _scale_and_softcap(node, head_size)
     window = cache_match.int_attribute(node, "local_window_size", -1)
     if window == 0:
         raise NotUnderstood("its local_window_size is 0, so a query sees nothing")
+    if cache_match.int_attribute(node, WINDOWED_CACHE, 0) and window < 0:
+        raise NotUnderstood(f"its {WINDOWED_CACHE} is 1 but it has no local_window_size to say what stays in the cache")
     return AttentionSite(
         layer=layer,
         node=node,
@@ -102,32 +114,52 @@ def _check_operator(node: ir.Node) -> None:
         if name in _CARRIED or name in _IDLE:
             continue
         if not any(attribute.value == neutral for neutral in _NEUTRAL.get(name, ())):
-            raise NotUnderstood(f"its attribute {name} is {attribute.value!r}, which DeltaAttention does not have")
+            found = f"its attribute {name} is {attribute.value!r}, which DeltaAttention does not have"
+            raise NotUnderstood(found + _remedy(name))
     for index, value in enumerate(node.inputs[len(_INPUTS) :], start=len(_INPUTS)):
         if value is not None:
-            raise NotUnderstood(f"it has the input {value.name!r} (number {index}), which DeltaAttention does not take")
+            name = INPUTS[index] if INPUTS[index : index + 1] and INPUTS[index] in NOT_BUILT else f"number {index}"
+            found = f"it has the input {value.name!r} ({name}), which DeltaAttention does not take"
+            raise NotUnderstood(found + _remedy(name))
     if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
         raise NotUnderstood("its output_qk is used, and DeltaAttention does not form all scores")
 
 
-def _geometry(
-    node: ir.Node, given: dict[str, ir.Value | None], past_key: ir.Value, past_value: ir.Value
-) -> tuple[int, int, int]:
+def _remedy(name: str) -> str:
+    """What the builder of the model can do instead, as a clause; empty where nothing is known."""
+    return next((f": {remedy}" for names, remedy in _REMEDIES.items() if name in names), "")
+
+
+def _geometry(node: ir.Node, given: dict[str, ir.Value | None]) -> tuple[int, int, int]:
     """Hq, Hkv and D."""
-    num_heads, declared = (cache_match.int_attribute(node, name, 0) for name in ("num_heads", "kv_num_heads"))
-    kv_num_heads, head_size = cache_match.cache_sizes(past_key, past_value)
-    if declared != kv_num_heads:
-        raise NotUnderstood(f"its kv_num_heads is {declared}, and its past_key has {kv_num_heads} heads")
-    cache_match.check_heads(num_heads, kv_num_heads, head_size)
-    key, value = given["key"], given["value"]
-    if (key is None) != (value is None):
+    num_heads, kv_num_heads = (cache_match.int_attribute(node, name, 0) for name in ("num_heads", "kv_num_heads"))
+    cache_match.check_heads(num_heads, kv_num_heads)
+    for name in ("past_key", "past_value"):
+        heads = cache_match.declared_heads(cache_match.required(given[name], name), name)
+        if heads not in (None, kv_num_heads):
+            raise NotUnderstood(f"its kv_num_heads is {kv_num_heads}, and its {name} has {heads} heads")
+    if (given["key"] is None) != (given["value"] is None):
         raise NotUnderstood("it has a key or a value, but not both")
-    packed = num_heads + 2 * kv_num_heads if key is None else num_heads
+    return num_heads, kv_num_heads, head_size_of(node, given, num_heads, kv_num_heads)
+
+
+def _check_tensors(given: dict[str, ir.Value | None], num_heads: int, kv_num_heads: int, head_size: int) -> None:
+    packed = num_heads + 2 * kv_num_heads if given["key"] is None else num_heads
     for name, heads in (("query", packed), ("key", kv_num_heads), ("value", kv_num_heads)):
-        tensor = given[name]
-        if tensor is not None:
-            cache_match.check_tensor(name, tensor, {2: heads * head_size})
-    return num_heads, kv_num_heads, head_size
+        tensor, past = given[name], given["past_key"]
+        if tensor is None:
+            continue
+        # Quantised products are no standard operators, so shape inference ends at them. The operator itself takes
+        # queries, keys, values and caches of one type.
+        if tensor.dtype is None and past is not None:
+            tensor.type = past.type
+        if tensor.shape is None:
+            tensor.shape = ir.Shape([None, None, heads * head_size])
+        cache_match.check_tensor(name, tensor, {2: heads * head_size})
+    # Tables that come out of an If have no shape; with a partial rotary embedding they have fewer columns.
+    columns = channels(given["cos_cache"])
+    if columns is not None and 2 * columns > head_size:
+        raise NotUnderstood(f"its cos_cache rotates {2 * columns} channels of heads that have {head_size}")
 
 
 def _scale_and_softcap(node: ir.Node, head_size: int) -> tuple[float, float]:

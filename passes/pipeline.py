@@ -6,7 +6,7 @@ from collections import Counter
 from typing import get_args
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass, ShapeInferencePass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 import deltallm_onnx
 from deltallm_onnx.config import DeltaConfig, FloatFormat
@@ -16,14 +16,21 @@ from deltallm_onnx.passes import naming
 from deltallm_onnx.passes.attach_functions import AttachFunctionsPass
 from deltallm_onnx.passes.build_delta import BuildDeltaAttentionPass
 from deltallm_onnx.passes.check_model import CheckModelPass
+from deltallm_onnx.passes.cut_present_shape import CutPresentShapePass
+from deltallm_onnx.passes.expected_attention import ExpectedAttention, compare_with_source
 from deltallm_onnx.passes.fold_layout import FoldLayoutPass
 from deltallm_onnx.passes.fold_rotary import FoldRotaryPass
-from deltallm_onnx.passes.match import attention_nodes, find_layers
+from deltallm_onnx.passes.match import find_layers, infer_missing_shapes
+from deltallm_onnx.passes.name_site_shapes import NameSiteShapesPass
 from deltallm_onnx.passes.onnx_checker import check_onnx
+from deltallm_onnx.passes.pin_cache_shapes import PinCacheShapesPass
+from deltallm_onnx.passes.raise_opset import raise_opset
 from deltallm_onnx.passes.report import RewriteReport
 from deltallm_onnx.passes.retype_caches import RetypeCachesPass
 from deltallm_onnx.passes.site import AttentionSite, Declined
 from deltallm_onnx.passes.unfuse import UnfusePass
+from deltallm_onnx.passes.unify_inputs import refuse_mixed, unify_inputs
+from deltallm_onnx.passes.whole_model import refuse_cache_lengths, refuse_mixed_forms, refuse_unread_caches
 from deltallm_onnx.passes.write_metadata import PREFIX, VERSION, WriteMetadataPass
 
 #: How many refused layers a message lists before it counts the rest.
@@ -38,39 +45,59 @@ def rewrite_model(
     statistics: bool = False,
     allow_partial: bool = False,
     source_sha256: str | None = None,
+    expected: ExpectedAttention | None = None,
 ) -> RewriteReport:
     """Replace every attention layer of a model by delta attention, in place.
 
     Nothing is changed before every layer has been matched, so a refusal leaves the model as it was.
 
     Args:
-        model: holds standard `Attention` nodes with caches, as `deltallm_onnx.export` writes them, or
-            `com.microsoft.GroupQueryAttention`, as onnxruntime-genai does. Weights may be external; none is read.
+        model: holds standard `Attention` nodes with caches, as `deltallm_onnx.export` writes them,
+            `com.microsoft.GroupQueryAttention`, as onnxruntime-genai does, `Attention` without a past or a Softmax
+            between two products around caches of Concats, as torch.onnx.export and optimum do. Weights may be external;
+            none is read.
         config: written to the threshold initializers and the attributes of every layer.
         unfused: write each layer as DeltaThreshold and HybridWindowAttention instead of DeltaAttention.
         statistics: add an output `statistics.N` int64 [Hkv, 8] per layer (docs/spec.md section 6).
         allow_partial: leave layers that are not understood dense instead of refusing the model.
         source_sha256: of the source file in hex, for the metadata; None where there is no file.
+        expected: what the model's configuration says of its attention, to be held against the graph.
 
     Raises:
         DeltaLLMError: where the model has no attention, was rewritten before, or has a layer that is not understood.
     """
     _refuse_rewritten(model)
     _refuse_invalid(model)
-    _infer_missing_shapes(model)
+    infer_missing_shapes(model)
     found = find_layers(model)
     sites = [entry for entry in found if isinstance(entry, AttentionSite)]
     declined = tuple(entry for entry in found if isinstance(entry, Declined))
     _refuse(model, sites, declined, allow_partial=allow_partial)
-    _refuse_mixed(sites)
+    refuse_mixed_forms(sites if allow_partial else found)
+    if not allow_partial:
+        refuse_unread_caches(model, sites)
+    remarks = [] if expected is None else compare_with_source(sites, expected)
     packed = config.cache_format in PACKED_FORMATS
     if packed:
         _refuse_unpackable(sites, config.cache_format, unfused=unfused)
+    else:
+        refuse_mixed(sites)
+        if raise_opset(model):
+            infer_missing_shapes(model)
+            found = find_layers(model)
+            sites = [entry for entry in found if isinstance(entry, AttentionSite)]
     layers = f"{len(sites)}/{len(found)} attention layers"
     lines = [f"{layers} rewritten"]
     lines += [f"layer {d.layer} ({d.node}) left dense: {d.reason}" for d in declined]
+    lines += remarks
     before = len(model.graph)
+    NameSiteShapesPass(sites)(model)
+    CutPresentShapePass(sites)(model)
+    PinCacheShapesPass(sites)(model)
+    if not packed:
+        sites = unify_inputs(model.graph, sites)
     BuildDeltaAttentionPass(sites, config, statistics=statistics)(model)
+    refuse_cache_lengths(model)
     FoldRotaryPass()(model)
     FoldLayoutPass()(model)
     RetypeCachesPass()(model)
@@ -115,20 +142,13 @@ def _refuse_invalid(model: ir.Model) -> None:
         raise DeltaLLMError(f"The model is not valid ONNX ({reason}): export it again.") from error
 
 
-def _infer_missing_shapes(model: ir.Model) -> None:
-    """Heads and sizes are read from shapes; exporters that leave them out get them from ONNX shape inference."""
-    values = [v for node in attention_nodes(model) for v in node.inputs[:3] if v is not None]
-    if any(value.shape is None or value.dtype is None for value in values):
-        ShapeInferencePass()(model)
-
-
 def _refuse(
     model: ir.Model, sites: list[AttentionSite], declined: tuple[Declined, ...], *, allow_partial: bool
 ) -> None:
     if not sites and not declined:
         raise DeltaLLMError(
-            f"The model has no standard Attention node and no GroupQueryAttention ({_what_it_has(model)}): "
-            f"{_EXPORT_HINT}."
+            f"The model has no Attention, no GroupQueryAttention and no Softmax of queries and keys "
+            f"({_what_it_has(model)}): {_EXPORT_HINT}."
         )
     if declined and not (allow_partial and sites):
         listed = "; ".join(f"layer {d.layer}, node {d.node!r}: {d.reason}" for d in declined[:_LISTED])
@@ -136,18 +156,6 @@ def _refuse(
         total = len(sites) + len(declined)
         hint = "; allow_partial (--allow-partial) leaves them dense" if sites else ""
         raise DeltaLLMError(f"{len(declined)} of {total} attention layers are not understood{hint}: {listed}{more}.")
-
-
-def _refuse_mixed(sites: list[AttentionSite]) -> None:
-    """One fallback function serves all layers, and a function cannot ask which inputs its caller passes."""
-    first = sites[0]
-    for site in sites[1:]:
-        differing = sorted(_optional_inputs(first) ^ _optional_inputs(site))
-        if differing:
-            raise DeltaLLMError(
-                f"Layers {first.layer} and {site.layer} differ in whether they have {', '.join(differing)}: "
-                "export the model with one kind of attention for all layers."
-            )
 
 
 def _refuse_unpackable(sites: list[AttentionSite], cache_format: str, *, unfused: bool) -> None:
@@ -165,20 +173,6 @@ def _refuse_unpackable(sites: list[AttentionSite], cache_format: str, *, unfused
             )
 
 
-def _optional_inputs(site: AttentionSite) -> set[str]:
-    optional = {
-        "a padding mask": site.mask.padding,
-        "lengths per row": site.lengths,
-        "a key of its own": site.key,
-        "a rotary embedding": site.rotary,
-        "position ids": site.rotary and site.rotary.position_ids,
-        "interleaved channels": (site.rotary and site.rotary.interleaved) or None,
-        "an attention bias": site.attention_bias,
-        "a head sink": site.head_sink,
-    }
-    return {name for name, value in optional.items() if value is not None}
-
-
 _EXPORT_HINT = "export it from its Hugging Face directory with 'deltallm-onnx convert'"
 
 
@@ -192,4 +186,4 @@ def _what_it_has(model: ir.Model) -> str:
     if counts:
         return ", ".join(f"it has {count} {name}" for name, count in sorted(counts.items()))
     softmax = sum(node.op_type == "Softmax" for node in ir.traversal.RecursiveGraphIterator(model.graph))
-    return f"it has {softmax} Softmax nodes, so its attention may be decomposed" if softmax else "and no Softmax either"
+    return f"its {softmax} Softmax nodes are something else" if softmax else "and no Softmax either"

@@ -64,7 +64,7 @@ class AttentionSite:
 
     Attributes:
         layer: number of the layer, from 0: the one in the name of its key cache, or its place in the graph.
-        node: the node that computes the attention and is to be replaced.
+        node: the node that stands for the attention: all of it, or the Softmax in its middle.
         query: [B, Hq, S, D], or [B, S, Hq·D] where `heads_first` is false, or packed with key and value
             [B, S, (Hq + 2·Hkv)·D] where those are None.
         key: [B, Hkv, S, D], or [B, S, Hkv·D]; after the rotary embedding unless `rotary` says how to do it.
@@ -83,8 +83,10 @@ class AttentionSite:
         mask: what hides keys from queries.
         lengths: valid tokens per row, where the operator is told; None where the mask tells.
         rotary: the embedding to apply to queries and keys; None where the graph has done it.
-        attention_bias: [B|1, Hq|1, S, T], added to the scores after the softcap.
+        attention_bias: added to the scores after the softcap, broadcast to [B, Hq, S, T].
+        bias_is_joined: whether the bias is [B·Hq, S|1, T] instead, batch and heads on one axis.
         head_sink: [Hq], a score per head that takes part in the softmax without a value.
+        form: how the graph writes the layer, as `match.find_layers` names it.
     """
 
     layer: int
@@ -107,7 +109,9 @@ class AttentionSite:
     lengths: SequenceLengths | None = None
     rotary: Rotary | None = None
     attention_bias: ir.Value | None = None
+    bias_is_joined: bool = False
     head_sink: ir.Value | None = None
+    form: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +122,10 @@ class Declined:
         layer: number of the layer, from 0: the one in the name of its key cache, or its place in the graph.
         node: the node's name, or "<op>#<layer>" where it has none.
         reason: why, with the values at fault, as a clause: "its mask …".
+        form: how the graph writes the layer, as `match.find_layers` names it.
     """
 
     layer: int
     node: str
     reason: str
+    form: str = ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from deltallm_onnx.cli.delta_options import DeltaOptions
 from deltallm_onnx.cli.output import print_json, status
 from deltallm_onnx.config import DeltaConfig
+from deltallm_onnx.weights.formats import WeightFormat
 
 if TYPE_CHECKING:  # importing it for real takes as long as the passes do
     from deltallm_onnx.convert import ConvertReport
@@ -22,6 +23,7 @@ def run_conversion(
     *,
     config: DeltaConfig,
     options: DeltaOptions,
+    weights: WeightFormat | None,
 ) -> None:
     """Call `deltallm_onnx.convert` or `rewrite`, and print its report.
 
@@ -32,6 +34,7 @@ def run_conversion(
         out: the target.
         config: settings of delta attention.
         options: the command's other options.
+        weights: how to store the weights; None leaves them as they are.
 
     Raises:
         DeltaLLMError: as `action` does.
@@ -44,6 +47,9 @@ def run_conversion(
             unfused=options.unfused,
             statistics=options.statistics,
             allow_partial=options.allow_partial,
+            copy_library=options.copy_library,
+            context=options.context,
+            weights=weights,
             progress=show,
         )
     if options.json_output:

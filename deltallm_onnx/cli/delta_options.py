@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args
 
 import typer
 
+from deltallm_onnx.cli.option_groups import takes
 from deltallm_onnx.cli.window import parse_window
 from deltallm_onnx.config import (
     PROFILE_NAMES,
@@ -45,7 +43,12 @@ class DeltaOptions:
         str | None, typer.Option(metavar="TOKENS|N%", help="Newest tokens that stay exact, or a share of the context.")
     ] = None
     context: Annotated[
-        int | None, typer.Option(min=1, metavar="TOKENS", help="Context length for N% [default: the model's own].")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="TOKENS",
+            help="Context length for N%, and for int4 caches in onnxruntime-genai [default: the model's own].",
+        ),
     ] = None
     sinks: Annotated[int | None, typer.Option(metavar="TOKENS", help="First tokens that stay exact.")] = None
     granularity: Annotated[str | None, typer.Option(metavar=_one_of(Granularity), help="What is held at once.")] = None
@@ -74,7 +77,18 @@ class DeltaOptions:
         bool, typer.Option("--allow-partial", help="Leave layers dense that cannot be rewritten, instead of refusing.")
     ] = False
     statistics: Annotated[
-        bool, typer.Option("--statistics/--no-statistics", help="Count what is skipped, as graph outputs.")
+        bool | None,
+        typer.Option(
+            "--statistics/--no-statistics",
+            help="Count what is skipped, as graph outputs [default: yes, but not in folders of onnxruntime-genai].",
+        ),
+    ] = None
+    copy_library: Annotated[
+        bool,
+        typer.Option(
+            "--copy-library/--no-copy-library",
+            help="Put the operator library beside a model of onnxruntime-genai, for machines like this one.",
+        ),
     ] = True
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
 
@@ -108,30 +122,8 @@ class DeltaOptions:
         return base.replace(**{**from_file, **said})
 
 
-def takes_delta_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a command take every field of `DeltaOptions` as an option, gathered into its last parameter, `options`."""
-    hints = get_type_hints(DeltaOptions, include_extras=True)
-    own_hints = get_type_hints(command, include_extras=True)
-    own = [
-        parameter.replace(annotation=own_hints[name])
-        for name, parameter in inspect.signature(command).parameters.items()
-        if name != "options"
-    ]
-    shared = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in dataclasses.fields(DeltaOptions)
-    ]
-
-    @functools.wraps(command)
-    def gathered(**values: Any) -> Any:
-        options = DeltaOptions(**{field.name: values.pop(field.name) for field in dataclasses.fields(DeltaOptions)})
-        return command(**values, options=options)
-
-    gathered.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # PEP 362 allows it
-    gathered.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
-    return gathered
+takes_delta_options = takes(DeltaOptions, "options")
+"""Lets a command take every field of `DeltaOptions` as an option, gathered into its parameter `options`."""
 
 
 def _fields_in(path: Path | None) -> dict[str, Any]:

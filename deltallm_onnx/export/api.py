@@ -10,28 +10,42 @@ from pathlib import Path
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.export.output import check_writable, staged
 from deltallm_onnx.export.report import ExportReport
+from deltallm_onnx.export.source import ModelSource
+from deltallm_onnx.preflight import check_disk, check_memory, export_disk, export_memory, stored_shapes, ternary_shapes
+from deltallm_onnx.weights.formats import WeightFormat
 
 _NEEDED = ("torch", "transformers", "safetensors", "huggingface_hub", "psutil")
 
 
-def export_model(model: str | Path, out_path: Path, *, progress: Callable[[str], None] | None = None) -> ExportReport:
+def export_model(
+    model: str | Path,
+    out_path: Path,
+    *,
+    weights: WeightFormat | None = None,
+    ternary_bits: int = 2,
+    progress: Callable[[str], None] | None = None,
+) -> ExportReport:
     """Trace a causal language model of transformers to a dense ONNX graph.
 
-    The graph (docs/architecture.md, "The dense graph") has opset 23, float32 weights in `<out name>.data` and one
-    standard Attention node per layer. Beside it go config.json, generation_config.json, the tokenizer and
+    The graph (docs/architecture.md, "The dense graph") has opset 23, its weights in `<out name>.data` and one standard
+    Attention node per layer. Beside it go config.json, generation_config.json, the tokenizer and
     genai_config.json. Only safetensors are read and no code of the checkpoint is run; a local directory needs no
     network.
 
     Args:
         model: a model directory, or a hub id such as "owner/name".
         out_path: the ONNX file to write; its folder must exist. Existing files are replaced.
+        weights: how to store the weight matrices; None is float32. The ternary matrices of BitNet models become codes
+            of few bits all the same, which lose nothing; an explicit "float32" keeps them in float32 too.
+        ternary_bits: 2, or 4 for runtimes without (fast) 2-bit kernels: export/ternary_codes.py says which.
         progress: receives one line per step.
 
     Returns:
         What was written and what it took.
 
     Raises:
-        DeltaLLMError: for a model or an output path that cannot be used; then nothing is written.
+        DeltaLLMError: for a model or an output path that cannot be used, and where memory or disk are too small; then
+            nothing is written.
     """
     say = progress or (lambda _: None)
     out_path = Path(out_path)
@@ -39,28 +53,40 @@ def export_model(model: str | Path, out_path: Path, *, progress: Callable[[str],
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise DeltaLLMError(f"Exporting a model needs {', '.join(missing)}: install deltallm-onnx[export].")
-    return _export(model, out_path, say)
+    return _export(model, out_path, weights, ternary_bits, say)
 
 
-def _export(model_name: str | Path, out_path: Path, say: Callable[[str], None]) -> ExportReport:
+def _export(
+    model_name: str | Path,
+    out_path: Path,
+    weights: WeightFormat | None,
+    ternary_bits: int,
+    say: Callable[[str], None],
+) -> ExportReport:
     # torch and transformers take seconds to import: only an export pays for them.
     import onnx_ir as ir  # noqa: PLC0415
 
     from deltallm_onnx.export import graph_cleanup, loading, probing, sidecars, tracing  # noqa: PLC0415
     from deltallm_onnx.export.memory import peak_rss_bytes  # noqa: PLC0415
     from deltallm_onnx.export.source import find_model  # noqa: PLC0415
+    from deltallm_onnx.export.ternary_codes import TernaryFormat  # noqa: PLC0415
+    from deltallm_onnx.weights.store import store_weights  # noqa: PLC0415
 
     begin = time.perf_counter()
     source = find_model(model_name, say)
+    keep_float = weights is not None and weights.name == "float32"
+    weight_format = weights or WeightFormat()
+    _check_room(source, out_path, weight_format, ternary_bits=0 if keep_float else ternary_bits)
     say(f"Loading {source.name} ({source.model_type})")
-    model, notes = loading.load(source)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    model, notes = loading.load(source, None if keep_float else TernaryFormat(ternary_bits))
+    parameters = loading.count_parameters(model)
     layers = probing.probe(model)
     say(f"Checking {len(layers)} attention layers against transformers")
     probing.check_against_eager(model, layers)
     say("Tracing")
     graph = tracing.trace(model, layers, source.model_type)
     graph_cleanup.clean(graph)
+    weights_report = None if weight_format.name == "float32" else store_weights(graph, weight_format, source.name)
     say(f"Writing {out_path}")
     with staged(out_path) as folder:
         ir.save(graph, folder / out_path.name, external_data=f"{out_path.name}.data")
@@ -80,7 +106,17 @@ def _export(model_name: str | Path, out_path: Path, say: Callable[[str], None]) 
         peak_rss_bytes=peak_rss_bytes(),
         seconds=time.perf_counter() - begin,
         notes=tuple(notes),
+        weights=None if weights_report is None else weights_report(),
     )
     peak = report.peak_rss_bytes / 1e9
     say(f"Exported {parameters:,} parameters in {report.seconds:.1f} s, peak memory {peak:.2f} GB")
     return report
+
+
+def _check_room(source: ModelSource, out_path: Path, weight_format: WeightFormat, ternary_bits: int) -> None:
+    """Refuse a model that memory or disk are too small for."""
+    shapes = stored_shapes(source.weights)
+    if "quantization_config" in source.config:  # BitNet's: others are refused
+        shapes = ternary_shapes(shapes, ternary_bits)
+    check_memory(export_memory(shapes), f"Exporting {source.name}")
+    check_disk(out_path.parent, export_disk(shapes, weight_format), f"Exporting {source.name}")

@@ -23,6 +23,12 @@ class StoredTensor:
         with safetensors.safe_open(self._file, framework="pt") as opened:
             return opened.get_tensor(self._key)[index]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Read from the header."""
+        with safetensors.safe_open(self._file, framework="np") as opened:
+            return tuple(opened.get_slice(self._key).get_shape())
+
 
 def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
     """Every tensor of a checkpoint by name; a name in two files is the later one's."""

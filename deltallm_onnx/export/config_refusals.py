@@ -64,12 +64,20 @@ def refuse_dynamic_rope(kind: str, config: Any) -> None:
         config: the parsed transformers configuration.
 
     Raises:
-        DeltaLLMError: if any layer's rope_type is a dynamic one.
+        DeltaLLMError: if any layer's rope_type is a dynamic one, or LongRoPE under transformers 4, which is one there.
     """
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     for parameters in (rope, *rope.values()):  # one set, or one per kind of layer
-        if isinstance(parameters, dict) and "dynamic" in str(parameters.get("rope_type", "")):
+        if not isinstance(parameters, dict):
+            continue
+        rope_type = str(parameters.get("rope_type", parameters.get("type", "")))
+        if rope_type == "longrope" and transformers.__version__.startswith("4."):
+            raise DeltaLLMError(
+                f"A model of type {kind!r} uses LongRoPE, which can be traced from transformers 5 on, and this is "
+                f"{transformers.__version__}: upgrade transformers to export it."
+            )
+        if "dynamic" in rope_type:
             raise DeltaLLMError(
                 f"A model of type {kind!r} recomputes its rotary embedding as a sequence grows (rope_type "
-                f"{parameters['rope_type']!r}), which a graph cannot; choose another rope_type to export it."
+                f"{rope_type!r}), which a graph cannot; choose another rope_type to export it."
             )

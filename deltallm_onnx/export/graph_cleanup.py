@@ -8,7 +8,8 @@ from onnx_ir.passes import common
 from onnxscript.rewriter import onnx_fusions
 
 from deltallm_onnx.export.graph_names import rename_everything
-from deltallm_onnx.export.transposed_weight import TransposedWeight
+from deltallm_onnx.export.ternary import share_quantisation, store_scales
+from deltallm_onnx.weights.transposed import TransposedWeight
 
 
 def clean(model: ir.Model) -> None:
@@ -19,6 +20,7 @@ def clean(model: ir.Model) -> None:
     matrix once. RMSNorm and rotary embedding become single opset-23 nodes where onnxscript recognises them.
     """
     transpose_weights(model)
+    share_quantisation(model)
     onnxscript.optimizer.optimize_ir(model, should_fold=_may_fold)
     onnx_fusions.fuse(model)
     # Each fused rotary embedding brings its own Cos and Sin of the same angles.
@@ -28,6 +30,7 @@ def clean(model: ir.Model) -> None:
         common.TopologicalSortPass(),
     )(model)
     rename_everything(model)
+    store_scales(model)
     common.ClearMetadataAndDocStringPass()(model)
     _strip_model_metadata(model)
 

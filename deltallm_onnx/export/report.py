@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from deltallm_onnx.weights.report import WeightsReport
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
@@ -41,6 +43,7 @@ class ExportReport:
         peak_rss_bytes: highest resident memory of this process so far.
         seconds: wall time.
         notes: what a user should know, one sentence each.
+        weights: what became of the weights; None where they are float32.
     """
 
     path: Path
@@ -52,3 +55,4 @@ class ExportReport:
     peak_rss_bytes: int
     seconds: float
     notes: tuple[str, ...]
+    weights: WeightsReport | None = None

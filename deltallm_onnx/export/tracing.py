@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.export import attention_ops
+from deltallm_onnx.export import attention_ops, ternary
 from deltallm_onnx.export.attention_tap import KeyValue, Tap, listening
 from deltallm_onnx.export.quiet import first_line, quiet
 from deltallm_onnx.export.report import LayerReport
@@ -112,7 +112,7 @@ def trace(model: torch.nn.Module, layers: Sequence[LayerReport], model_type: str
                 opset_version=OPSET,
                 input_names=input_names(len(layers)),
                 output_names=output_names(len(layers)),
-                custom_translation_table=attention_ops.translation_table(),
+                custom_translation_table={**attention_ops.translation_table(), **ternary.translation_table()},
                 optimize=False,  # graph_cleanup does it, without copying weights
                 verbose=False,
             )

@@ -61,6 +61,7 @@ class CacheTensor:
         in_place: whether one buffer may be bound to both names. Otherwise the present of one call is the past of the
             next, and holds exactly the rows in use.
         packed: the sizes of a packed cache; None for one row of numbers per token.
+        rows: capacity, where the model fixes it; None where buffers grow.
     """
 
     past: str
@@ -70,6 +71,7 @@ class CacheTensor:
     last: int
     in_place: bool
     packed: PackedSizes | None = None
+    rows: int | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -77,7 +79,19 @@ class CacheTensor:
         return self.kv_heads * self.last * self.dtype.itemsize
 
     def capacity_for(self, tokens: int) -> int:
-        """Rows of a buffer for so many tokens, a multiple of CAPACITY_ROWS."""
+        """Rows of a buffer for so many tokens, a multiple of CAPACITY_ROWS where the model does not fix them.
+
+        Raises:
+            DeltaLLMError: for more tokens than fixed rows have room for.
+        """
+        if self.rows is not None:
+            needed = tokens if self.packed is None else self.packed.rows_needed(tokens)
+            if needed > self.rows:
+                raise DeltaLLMError(
+                    f"The model has caches of {self.rows} rows, and {tokens} tokens need {needed}: make the text "
+                    "shorter, or convert the model with a larger --context."
+                )
+            return self.rows
         rows = tokens
         if self.packed is not None:
             # From the smallest whole capacity on, a larger buffer begins with the bytes of a smaller one.
@@ -99,7 +113,9 @@ class KVCache:
         self._batch = batch
         self._limit = limit
         self._length = 0
-        self._values = {tensor.past: ort.OrtValue.ortvalue_from_numpy(self._empty(tensor, 0)) for tensor in tensors}
+        self._values = {
+            tensor.past: ort.OrtValue.ortvalue_from_numpy(self._empty(tensor, tensor.rows or 0)) for tensor in tensors
+        }
 
     @property
     def length(self) -> int:

@@ -90,6 +90,8 @@ def _caches(model: onnx.ModelProto, past: set[str], where: str, *, use_library: 
     outputs = {value.name for value in model.graph.output}
     producers = {name: node for node in model.graph.node for name in node.output if name}
     values = {value.name: value for value in model.graph.input}
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.value_info}
+    widths = {name: dims[-1].dim_value for name, dims in shapes.items() if dims}
     caches = []
     for index in sorted({_index(name) for name in past}):
         for role in ("key", "value"):
@@ -98,20 +100,29 @@ def _caches(model: onnx.ModelProto, past: set[str], where: str, *, use_library: 
                 raise DeltaLLMError(
                     f"{where} has a cache in layer {index} without {name} or {present}: both are needed."
                 )
+            producer = producers.get(present)
             dims = [d.dim_value for d in values[name].type.tensor_type.shape.dim]
+            if len(dims) == 4 and dims[3] < 1 and producer is not None:
+                dims[3] = _head_size(producer, widths)
             if len(dims) != 4 or dims[1] < 1 or dims[3] < 1:
                 raise DeltaLLMError(
                     f"{where} declares {name} with the shape {dims} (0 = not fixed): "
                     "four axes [batch, KV heads, rows, row size] are needed, the second and the last fixed."
                 )
-            producer = producers.get(present)
             in_place = producer is not None and _updates_in_place(producer, use_library=use_library)
             dtype = _element_type(values[name], where)
             packed = None if producer is None else _packed_sizes(producer, dims[3], f"{where}, {name}")
-            caches.append(
-                CacheTensor(name, present, dtype, kv_heads=dims[1], last=dims[3], in_place=in_place, packed=packed)
-            )
+            rows = dims[2] if in_place and dims[2] > 0 else None
+            cache = CacheTensor(name, present, dtype, dims[1], dims[3], in_place=in_place, packed=packed, rows=rows)
+            caches.append(cache)
     return tuple(caches)
+
+
+def _head_size(node: onnx.NodeProto, widths: dict[str, int]) -> int:
+    """D of a cache whose shape has a name for it, as onnxruntime-genai's builder writes; 0 where it is not known."""
+    heads = next((attribute.i for attribute in node.attribute if attribute.name == "num_heads"), 0)
+    width = widths.get(node.output[0], 0)
+    return width // heads if node.op_type == "GroupQueryAttention" and heads > 0 and width % heads == 0 else 0
 
 
 def _updates_in_place(node: onnx.NodeProto, *, use_library: bool) -> bool:

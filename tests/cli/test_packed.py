@@ -11,6 +11,7 @@ from support.command_line import Outcome, files_below
 from support.tiny_decoder import HEAD_SIZE, KV_HEADS, LAYERS
 
 from deltallm_onnx.packed_sizes import bytes_per_token
+from deltallm_onnx.runtime import ops_library_path
 
 Run = Callable[..., Outcome]
 PROMPT = ("--prompt", "hello world", "--max-new-tokens", "24")
@@ -58,13 +59,28 @@ def test_what_cannot_be_packed_is_refused_and_nothing_written(dense: Path, delta
     assert files_below(dense.parent) == before
 
 
-@pytest.mark.parametrize(("cache_format", "note"), [("int8", "named in genai_config.json"), ("int4", "choose int8")])
-def test_genai_is_told_how_wide_the_caches_are(dense: Path, deltallm: Run, cache_format: str, note: str) -> None:
-    genai = {"model": {"decoder": {"filename": dense.name, "head_size": HEAD_SIZE}, "context_length": 230}}
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        (("--cache-format", "int8"), "onnxruntime-genai loads"),
+        (("--cache-format", "int8", "--no-copy-library"), "cannot run the model until the operator library"),
+        (("--cache-format", "int4", "--context", "60"), "rows for 60 tokens"),
+    ],
+)
+def test_genai_is_told_what_the_caches_are(dense: Path, deltallm: Run, options: tuple[str, ...], note: str) -> None:
+    decoder = {"filename": dense.name, "head_size": HEAD_SIZE}
+    genai = {"model": {"decoder": decoder, "context_length": 230}, "search": {"max_length": 50}}
     (dense.parent / "genai_config.json").write_text(json.dumps(genai))
     folder = dense.parents[1] / "packed"
-    outcome = deltallm("rewrite", dense.parent, folder, *SMALL, "--cache-format", cache_format)
+    outcome = deltallm("rewrite", dense.parent, folder, *SMALL, *options)
     assert outcome.code == 0, outcome
     assert note in outcome.out
-    genai["model"]["decoder"]["head_size"] = bytes_per_token(cache_format, HEAD_SIZE)
+    decoder["head_size"] = bytes_per_token(options[1], HEAD_SIZE)
+    library = ops_library_path().name
+    if "--no-copy-library" not in options:
+        decoder["session_options"] = {"custom_ops_library": library}
+    assert (folder / library).is_file() == ("session_options" in decoder)
+    if "--context" in options:
+        genai["model"]["context_length"] = 60
+    genai["search"]["past_present_share_buffer"] = True
     assert json.loads((folder / "genai_config.json").read_text()) == genai

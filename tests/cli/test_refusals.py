@@ -59,7 +59,7 @@ REFUSALS = {
     "rewrite: cut short": (("rewrite", "cut.onnx", "new.onnx"), r"cut\.onnx is not an ONNX model, or is cut short"),
     "rewrite: empty": (("rewrite", "empty.onnx", "new.onnx"), r"empty\.onnx is not an ONNX model"),
     "rewrite: not ONNX": (("rewrite", "tokenizer.json", "new.onnx"), "is not an ONNX model"),
-    "rewrite: no attention": (("rewrite", "plain.onnx", "new.onnx"), "no standard Attention node"),
+    "rewrite: no attention": (("rewrite", "plain.onnx", "new.onnx"), "no Attention, no GroupQueryAttention"),
     "rewrite: external data outside": (("rewrite", "outside.onnx", "new.onnx"), "leaves the model's directory"),
     "rewrite: over itself": (("rewrite", "tiny.onnx", "tiny.onnx"), "would replace"),
     "rewrite: output folder missing": (("rewrite", "tiny.onnx", "no/new.onnx"), "The folder no does not exist"),

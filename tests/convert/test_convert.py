@@ -16,6 +16,8 @@ from support.tiny_models import exported, shared_directory
 
 import deltallm_onnx
 from deltallm_onnx import DeltaConfig, DeltaLLMError
+from deltallm_onnx.packed_sizes import bytes_per_token
+from deltallm_onnx.runtime import ops_library_path
 
 CONFIG = DeltaConfig(threshold=0.5, window=9, sinks=2)
 
@@ -44,6 +46,10 @@ def test_whole_path(dense: Path, tmp_path: Path) -> None:
     assert json.loads(json.dumps(report.to_dict()))["config"] == CONFIG.to_dict()
     genai = json.loads((tmp_path / "genai_config.json").read_text())
     assert genai["model"]["decoder"]["filename"] == "dense.onnx"
+    library = tmp_path / genai["model"]["decoder"]["session_options"]["custom_ops_library"]
+    assert sha256(library) == sha256(ops_library_path())
+    assert genai["model"]["decoder"]["head_size"] == bytes_per_token("int8", 8)
+    assert genai["search"]["past_present_share_buffer"] is True
     onnx.checker.check_model(out)
     model = ir.load(out)
     assert sum(node.op_type == "DeltaAttention" for node in model.graph) == 2

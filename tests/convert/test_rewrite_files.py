@@ -19,6 +19,7 @@ from support.attention_models import GraphBuilder, attention_model, exporter_mas
 
 import deltallm_onnx
 from deltallm_onnx import DeltaLLMError, profile
+from deltallm_onnx.runtime import ops_library_path
 
 CONFIG = profile("exact")
 WIDTH = 30  # 6 query heads of 5 channels
@@ -287,6 +288,7 @@ def test_folder(folder: Path, tmp_path: Path) -> None:
         "extra",
         "extra/notes.txt",
         "genai_config.json",
+        ops_library_path().name,
         "model.onnx",
         "model.onnx.data",
         "tokenizer.json",

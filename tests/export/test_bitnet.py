@@ -1,4 +1,4 @@
-"""BitNet checkpoints: the loaded and the exported model equal transformers' own quantised layers."""
+"""BitNet checkpoints in float32: the loaded and the exported model equal transformers' own quantised layers."""
 
 import json
 from collections.abc import Iterator
@@ -8,20 +8,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-import safetensors.torch
 import torch
 from support import hf_reference, tiny_models
-from transformers.integrations import bitnet as peer
+from support.bitnet_checkpoints import VARIANTS, peer_model, save_checkpoint
 
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.export import export_model, loading
 from deltallm_onnx.export.source import find_model
-
-VARIANTS = {
-    "online": {"linear_class": "autobitlinear", "quantization_mode": "online"},
-    "packed, scale multiplies": {"linear_class": "autobitlinear", "quantization_mode": "offline"},
-    "packed, scale divides": {"linear_class": "bitlinear"},
-}
+from deltallm_onnx.weights.formats import WeightFormat
 
 
 @pytest.fixture(autouse=True)
@@ -37,48 +31,9 @@ def tiny_config() -> Any:
     return config
 
 
-def peer_model(directory: Path, variant: str) -> Any:
-    """The float model of `directory` with every linear layer but the last replaced by transformers' quantised one."""
-    model = hf_reference.load_eager(directory)
-    for name, linear in list(model.named_modules()):
-        if not isinstance(linear, torch.nn.Linear) or name == "lm_head":
-            continue
-        mean = linear.weight.detach().abs().mean()
-        ternary = (linear.weight.detach() / mean).round().clamp(-1, 1)
-        sizes = (linear.in_features, linear.out_features)
-        if variant == "packed, scale divides":
-            new = peer.BitLinear(*sizes, bias=False, dtype=torch.float32)
-            new.weight, new.weight_scale = peer.pack_weights(ternary), 1 / mean.reshape(1)
-        else:
-            new = peer.AutoBitLinear(*sizes, bias=False, online_quant=variant == "online")
-            new.weight = linear.weight if variant == "online" else torch.nn.Parameter(ternary)
-            if variant != "online":
-                new.weight_scale = mean.reshape(1)
-        model.set_submodule(name, new)
-    return model.eval()
-
-
-def save_variant(directory: Path, variant: str) -> Any:
-    """Write a checkpoint as its publishers do; returns the peer model."""
-    tiny_models.save_config(tiny_config(), directory)
-    model = peer_model(directory, variant)
-    file = directory / "model.safetensors"
-    weights = safetensors.torch.load_file(file)
-    if variant != "online":
-        for name in [name for name in weights if name.endswith("_proj.weight")]:
-            mean = weights[name].abs().mean()
-            weights[name] = peer.pack_weights((weights[name] / mean).round().clamp(-1, 1))
-            weights[f"{name}_scale"] = (1 / mean if variant == "packed, scale divides" else mean).reshape(1)
-    safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
-    config = json.loads((directory / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitnet", **VARIANTS[variant]}
-    (directory / "config.json").write_text(json.dumps(config))
-    return model
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_loaded_model_equals_transformers_layers(variant: str, tmp_path: Path) -> None:
-    expected = save_variant(tmp_path, variant)
+    expected = save_checkpoint(tmp_path, variant, tiny_config())
     model, notes = loading.load(find_model(tmp_path, print))
     assert notes == []
     model.set_attn_implementation("eager")
@@ -89,8 +44,10 @@ def test_loaded_model_equals_transformers_layers(variant: str, tmp_path: Path) -
 
 
 def test_exported_model_equals_transformers_layers(tmp_path: Path) -> None:
-    expected = list(hf_reference.scenarios(save_variant(tmp_path / "model", "packed, scale multiplies")))
-    export_model(tmp_path / "model", tmp_path / "dense.onnx")
+    expected = list(
+        hf_reference.scenarios(save_checkpoint(tmp_path / "model", "packed, scale multiplies", tiny_config()))
+    )
+    export_model(tmp_path / "model", tmp_path / "dense.onnx", weights=WeightFormat("float32"))
     errors = hf_reference.largest_error(onnxruntime.InferenceSession(tmp_path / "dense.onnx"), expected)
     # an activation that lies on the edge between two of the 255 steps may fall to either side
     assert np.median(list(errors.values())) < 1e-4, errors
@@ -107,7 +64,7 @@ def test_the_quantisation_matters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"use_rms_norm": True}, {"modules_to_not_convert": ["model.layers.0"]}])
 def test_other_variants_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
-    save_variant(tmp_path, "online")
+    save_checkpoint(tmp_path, "online", tiny_config())
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"].update(change)
     (tmp_path / "config.json").write_text(json.dumps(config))

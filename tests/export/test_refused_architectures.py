@@ -33,6 +33,12 @@ CELLS = {
     "gpt_oss": "has attention sinks, which the dense graph cannot say: refused",
     "bloom": "computes its own attention (ALiBi) outside transformers' attention interface: refused",
     "falcon": "computes its own attention outside transformers' attention interface: refused",
+    "gptj": "computes its own attention outside transformers' attention interface: refused",
+    "codegen": "computes its own attention outside transformers' attention interface: refused",
+    "gpt_neo": "computes its own attention outside transformers' attention interface: refused",
+    "mpt": "computes its own attention (ALiBi) outside transformers' attention interface: refused",
+    "lfm2": "has layers of convolutions: refused",
+    "lfm2_moe": "has layers of convolutions: refused",
     "gemma3n_text": "has layers that use the keys and values of others: refused",
 }
 
@@ -70,6 +76,29 @@ def out(tmp_path: Path) -> Path:
             {"vocab_size": 83, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6},
             "interface",
         ),
+        (
+            "gptj",
+            {"vocab_size": 83, "n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 130, "rotary_dim": 4},
+            "interface",
+        ),
+        (
+            "codegen",
+            {"vocab_size": 83, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 130, "rotary_dim": 4},
+            "interface once per layer",
+        ),
+        (
+            "gpt_neo",
+            {
+                "vocab_size": 83,
+                "hidden_size": 48,
+                "num_layers": 2,
+                "num_heads": 6,
+                "max_position_embeddings": 130,
+                "attention_types": [[["global", "local"], 1]],
+            },
+            "interface",
+        ),
+        ("mpt", {"vocab_size": 83, "d_model": 48, "n_layers": 2, "n_heads": 6, "max_seq_len": 130}, "once per layer"),
         ("diffllama", {**SIZES, "num_key_value_heads": 2}, "4 times in 2 layers"),
         (
             "llama",
@@ -121,6 +150,8 @@ def test_models_with_weights(
         ({"model_type": "gemma3n_text", "num_kv_shared_layers": 15}, "15 layers use keys and values of other layers"),
         ({"model_type": "jamba", "layers_block_type": ["mamba", "attention"]}, "'mamba'"),
         ({"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]}, "'linear_attention'"),
+        ({"model_type": "lfm2", "layer_types": ["full_attention", "conv"]}, "'conv'"),
+        ({"model_type": "lfm2_moe", "layer_types": ["conv", "full_attention"]}, "'conv'"),
         ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"model_type": "brandnew", "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "code of its own"),
         ({"model_type": "brandnew"}, "lacks"),

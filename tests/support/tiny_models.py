@@ -81,6 +81,16 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
                          num_experts_per_tok=3, decoder_sparse_step=1, mlp_only_layers=[]),
     "ernie4_5": _config("ernie4_5", **_SIZES, **_HEAD),
     "hunyuan_v1_dense": _config("hunyuan_v1_dense", **_SIZES, **_HEAD),
+    "arcee": _config("arcee", **_SIZES, **_HEAD),
+    "cohere": _config("cohere", **_SIZES, logit_scale=0.7),
+    "helium": _config("helium", **_SIZES, head_dim=8),
+    "granitemoehybrid": _config("granitemoehybrid", **_SIZES, layer_types=["attention", "attention"],
+                                num_local_experts=4, num_experts_per_tok=3, shared_intermediate_size=29,
+                                mamba_n_heads=6, position_embedding_type="rope", attention_multiplier=0.2),
+    # heads of two sizes, embeddings for every layer
+    "gemma4_text": _config("gemma4_text", **{**_SIZES, **_THREE_LAYERS}, **_HEAD, sliding_window=7, global_head_dim=14,
+                           layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+                           hidden_size_per_layer_input=11, vocab_size_per_layer_input=83),
     # short and long factors change places at 16 tokens, inside the scenarios of support.hf_reference
     "phi3_longrope": _config("phi3", **_SIZES, original_max_position_embeddings=16,
                              rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0,
@@ -96,7 +106,9 @@ TITLES: dict[str, str] = {
     "mixtral": "Mixtral", "opt": "OPT", "stablelm": "StableLM", "starcoder2": "Starcoder2", "phi": "Phi",
     "olmo": "OLMo", "nemotron": "Nemotron", "qwen3_moe": "Qwen3-MoE", "ernie4_5": "Ernie4.5",
     "hunyuan_v1_dense": "HunYuan-Dense", "phi3_longrope": "Phi3 LongRoPE",
-    "bloom": "BLOOM", "falcon": "Falcon", "gpt_oss": "GPT-OSS", "gemma3n_text": "Gemma3n",
+    "arcee": "Arcee", "cohere": "Cohere", "helium": "Helium", "granitemoehybrid": "Granite-MoE-Hybrid",
+    "gemma4_text": "Gemma4", "gptj": "GPT-J", "codegen": "CodeGen", "gpt_neo": "GPT-Neo", "mpt": "MPT", "lfm2": "LFM2",
+    "lfm2_moe": "LFM2-MoE", "bloom": "BLOOM", "falcon": "Falcon", "gpt_oss": "GPT-OSS", "gemma3n_text": "Gemma3n",
 }  # fmt: skip
 
 
@@ -116,7 +128,8 @@ def save_config(config: Any, directory: Path, seed: int = 0) -> None:
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.set_experts_implementation("eager")  # the default kernel wants sizes in multiples of 4
+        if hasattr(model, "set_experts_implementation"):  # transformers 5, whose default kernel wants multiples of 4
+            model.set_experts_implementation("eager")
         _scale_weights(model)
         model.save_pretrained(directory)
 

@@ -47,3 +47,10 @@ def test_check_refuses_what_the_table_does_not_say(tmp_path: object, monkeypatch
     architecture_table.update("OPT", "genai", Cell(1e-6))
     architecture_table.check("OPT", "genai", Cell(1e-6))
     architecture_table.check("OPT", "SDPA", Cell(None, "why"))
+
+
+def test_every_committed_cell_says_something() -> None:
+    cells = read(architecture_table.PATH.read_text(encoding="utf-8"))
+    architectures = {architecture for architecture, _ in cells}
+    empty = [(a, s) for a in sorted(architectures) for s in architecture_table.SOURCES if (a, s) not in cells]
+    assert not empty, "each empty cell needs its reason"

@@ -5,8 +5,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from deltallm_onnx.export import transposed_weight
-from deltallm_onnx.export.transposed_weight import TransposedWeight
+from deltallm_onnx.weights import transposed
+from deltallm_onnx.weights.transposed import TransposedWeight
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
@@ -14,7 +14,7 @@ from deltallm_onnx.export.transposed_weight import TransposedWeight
 def test_blocks_add_up_to_the_transpose(
     dtype: type, block_bytes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(transposed_weight, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(transposed, "PIECE_BYTES", block_bytes)
     weight = np.random.default_rng(2).integers(-90, 90, (6, 11)).astype(dtype)
     stored = TransposedWeight(ir.tensor(weight))
     assert list(stored.shape.numpy()) == [11, 6]

@@ -1,0 +1,24 @@
+"""What a user should know about stored weights."""
+
+from __future__ import annotations
+
+from deltallm_onnx.weights.report import WeightsReport
+
+_HALVED = (
+    "float16 weights halve the file only: ONNX Runtime's CPU computes in float32, and widens all but the embeddings "
+    "when it opens the model."
+)
+_CODED = "Run it with ONNX Runtime 1.23 or later: older ones lack GatherBlockQuantized of this kind."
+_SYMMETRIC_TABLES = (
+    "Embeddings, and a head tied to them, are symmetric all the same: ONNX Runtime 1.23 to 1.26 look up asymmetric "
+    "4-bit rows wrongly."
+)
+
+
+def weight_notes(report: WeightsReport | None) -> tuple[str, ...]:
+    """Sentences for the report of a conversion; none where the weights are as they were."""
+    if report is None:
+        return ()
+    if not report.weight_format.bits:
+        return (_HALVED,)
+    return (_CODED,) if report.weight_format.symmetric else (_CODED, _SYMMETRIC_TABLES)
