@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,10 @@ def convert_command(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The model to write.")],
     *,
+    ternary_bits: Annotated[
+        int,
+        typer.Option(metavar="2 | 4", help="Codes of BitNet's ternary weights: 4 for ONNX Runtime before 1.28."),
+    ] = 2,
     options: DeltaOptions,
     storage: WeightsOptions,
 ) -> None:
@@ -29,4 +34,5 @@ def convert_command(
     weights = storage.resolve()
     from deltallm_onnx.convert import convert  # noqa: PLC0415  # lazily: torch takes seconds to import
 
-    run_conversion(convert, "Converting", model, out, config=config, options=options, weights=weights)
+    action = functools.partial(convert, ternary_bits=ternary_bits)
+    run_conversion(action, "Converting", model, out, config=config, options=options, weights=weights)
