@@ -7,9 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= models/demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export ORT_DISABLE_TELEMETRY := 1
 ORT_HEADERS ?= build/ort-headers
 
-.PHONY: demo test lint setup peers ops-test sanitize golden clean
+.PHONY: demo test lint setup peers ops-test sanitize runner arm64 arm64-test golden clean
 
 setup: $(VENV)/.ready
 
@@ -68,7 +69,30 @@ sanitize: setup
 	cmake --build build/ops-threads -j 2 --target deltallm_tests
 	ctest --test-dir build/ops-threads --output-on-failure -R concurrent
 
-test: lint ops-test sanitize peers
+# The C++ program of examples/cpp.
+runner: setup
+	ONNXRUNTIME_INCLUDE_DIR="$$(cat $(ORT_HEADERS)/.ready)" cmake -S examples/cpp -B build/runner
+	cmake --build build/runner
+
+# The op and the C++ program for 64-bit ARM Linux, with what runs them here (the folder is the one the toolchain file knows).
+ARM64 := build/arm64
+TOOLCHAIN := $(CURDIR)/ops/cmake/aarch64-linux.cmake
+
+$(ARM64)/.ready: scripts/get_arm64.sh scripts/debian_packages.sh constraints.txt | $(VENV)/.ready
+	PIP=$(BIN)/pip scripts/get_arm64.sh $(ARM64)
+
+arm64: $(ARM64)/.ready setup
+	ONNXRUNTIME_INCLUDE_DIR="$$(cat $(ORT_HEADERS)/.ready)" cmake -S ops -B $(ARM64)/ops --toolchain $(TOOLCHAIN) -DCMAKE_BUILD_TYPE=Release -DDELTALLM_BUILD_TESTS=ON
+	cmake --build $(ARM64)/ops -j 2 --target all deltallm_ops_static
+	ONNXRUNTIME_INCLUDE_DIR="$$(cat $(ORT_HEADERS)/.ready)" cmake -S examples/cpp -B $(ARM64)/runner --toolchain $(TOOLCHAIN)
+	cmake --build $(ARM64)/runner
+
+# The op's tests on a processor without and on one with dot products. Wrong inputs and threads are left to the sanitizers.
+arm64-test: arm64
+	QEMU_CPU=cortex-a53 ctest --test-dir $(ARM64)/ops -j 2 -E 'fuzz|concurrent' --output-on-failure
+	QEMU_CPU=cortex-a76 ctest --test-dir $(ARM64)/ops -j 2 -E 'fuzz|concurrent' --output-on-failure
+
+test: lint ops-test sanitize peers runner arm64-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Rewrite tests/golden after a deliberate change of the passes; read the diff before committing it.

@@ -1,4 +1,6 @@
-// The one function the library exports.
+// What the library exports.
+#include "ort/deltallm_ops.h"
+
 #include "ort/operators.h"
 
 namespace deltallm::ort {
@@ -23,8 +25,10 @@ OrtCustomOpDomain* Domain() {
 }  // namespace
 }  // namespace deltallm::ort
 
-extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
-                                                                                            const OrtApiBase* base) {
+#define DELTALLM_EXPORT __attribute__((visibility("default")))
+
+extern "C" DELTALLM_EXPORT OrtStatus* ORT_API_CALL DeltaLLMRegisterCustomOps(OrtSessionOptions* options,
+                                                                             const OrtApiBase* base) {
   // Version 1 of the API exists in every ONNX Runtime: enough to say what is wrong.
   const OrtApi* oldest = base->GetApi(1);
   return deltallm::ort::Guarded(*oldest, [&] {
@@ -32,3 +36,11 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL Regist
     deltallm::ort::Check(deltallm::ort::Api().AddCustomOpDomain(options, deltallm::ort::Domain()));
   });
 }
+
+#ifndef DELTALLM_UNIQUE_SYMBOL_ONLY
+/// The name that RegisterCustomOpsLibrary_V2 looks for.
+extern "C" DELTALLM_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
+                                                                     const OrtApiBase* base) {
+  return DeltaLLMRegisterCustomOps(options, base);
+}
+#endif

@@ -1,5 +1,6 @@
 #include "tests/harness.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -45,6 +46,12 @@ std::vector<float> Random::Normals(int64_t count) {
   std::vector<float> values(static_cast<size_t>(count));
   for (float& value : values) value = Normal();
   return values;
+}
+
+int Trials(int all) {
+  static const char* const text = std::getenv("DELTALLM_TEST_FEWER");
+  static const int divisor = text == nullptr ? 1 : std::max(std::atoi(text), 1);
+  return std::max(all / divisor, 1);
 }
 
 std::vector<const Kernels*> AvailableKernels() {

@@ -60,6 +60,10 @@ class Random {
   std::mt19937_64 engine_;
 };
 
+/// How many of so many random cases to run: fewer, but at least one, under an emulator (environment variable
+/// DELTALLM_TEST_FEWER, a divisor).
+int Trials(int all);
+
 /// The kernel sets this processor runs; the scalar one first.
 std::vector<const Kernels*> AvailableKernels();
 

@@ -44,7 +44,7 @@ void ExpectCache(const DeltaCase& c, const CacheBytes& found, int64_t capacity, 
 
 DELTALLM_TEST(attention, one_shot_follows_the_specification) {
   Random random;
-  for (int trial = 0; trial < 60; ++trial) {
+  for (int trial = 0; trial < Trials(60); ++trial) {
     const DeltaCase c = RandomDeltaCase(random, random.Pick<int64_t>({1, 2, 5, 13, 29, 140, 270}));
     const Expected expected = ExpectOneShot(c);
     for (const Kernels* kernels : AvailableKernels()) {
@@ -59,7 +59,7 @@ DELTALLM_TEST(attention, one_shot_follows_the_specification) {
 
 DELTALLM_TEST(attention, chunks_and_single_tokens_give_the_one_shot_result) {
   Random random;
-  for (int trial = 0; trial < 40; ++trial) {
+  for (int trial = 0; trial < Trials(40); ++trial) {
     const DeltaCase c = RandomDeltaCase(random, random.Pick<int64_t>({9, 31, 150}));
     const Expected expected = ExpectOneShot(c);
     const Kernels& kernels = *AvailableKernels()[static_cast<size_t>(trial) % AvailableKernels().size()];
@@ -85,7 +85,7 @@ DELTALLM_TEST(attention, chunks_and_single_tokens_give_the_one_shot_result) {
 
 DELTALLM_TEST(attention, exact_prefill_reads_rows_as_they_were_and_leaves_the_same_cache) {
   Random random;
-  for (int trial = 0; trial < 20; ++trial) {
+  for (int trial = 0; trial < Trials(20); ++trial) {
     DeltaCase c = RandomDeltaCase(random, 40);
     const Kernels& kernels = *AvailableKernels().back();
     const DeltaResult delta = c.Run(kernels, Serial(), 0, c.tokens, nullptr, false, 0);
@@ -129,12 +129,13 @@ void CheckLastToken(const DeltaCase& c, const Parallel& parallel) {
 
 DELTALLM_TEST(attention, a_long_decode_step_split_over_keys_follows_the_specification) {
   Random random;
-  for (int trial = 0; trial < 6; ++trial) CheckLastToken(LongCase(random, 1700), ThreadPerTask());
+  for (int trial = 0; trial < Trials(6); ++trial) CheckLastToken(LongCase(random, 1700), ThreadPerTask());
 }
 
 DELTALLM_TEST(attention, a_decode_step_over_several_blocks_of_keys_follows_the_specification) {
   Random random;
   for (const int64_t tokens : {2049, 4500}) {
+    if (tokens > 4000 && Trials(2) < 2) continue;  // quadratic time
     DeltaCase c = LongCase(random, tokens);
     // The maximum grows from block to block: sums already made are scaled down.
     for (int64_t t = 0; t < tokens; ++t) {
@@ -147,7 +148,7 @@ DELTALLM_TEST(attention, a_decode_step_over_several_blocks_of_keys_follows_the_s
 
 DELTALLM_TEST(attention, threads_do_not_change_a_bit) {
   Random random;
-  for (int trial = 0; trial < 10; ++trial) {
+  for (int trial = 0; trial < Trials(10); ++trial) {
     const DeltaCase c = RandomDeltaCase(random, 600);
     const Kernels& kernels = *AvailableKernels().back();
     DeltaResult serial = c.Run(kernels, Serial(), 0, 599, nullptr, false, 0);

@@ -11,7 +11,7 @@ constexpr CacheFormat kFormats[] = {CacheFormat::kInt8, CacheFormat::kInt4};
 DELTALLM_TEST(packed_cache, any_way_to_feed_the_tokens_leaves_the_bytes_of_the_format) {
   Random random;
   int64_t held = 0, coded = 0;
-  for (int trial = 0; trial < 60; ++trial) {
+  for (int trial = 0; trial < Trials(60); ++trial) {
     const CacheFormat format = kFormats[trial % 2];
     DeltaCase c = RandomPackedCase(random, format, random.Pick<int64_t>({3, 29, 140, 330, 420}));
     c.attributes.attention.exact_prefill = random.Int(0, 1) == 1;
@@ -40,7 +40,7 @@ DELTALLM_TEST(packed_cache, any_way_to_feed_the_tokens_leaves_the_bytes_of_the_f
 
 DELTALLM_TEST(packed_cache, a_copied_cache_holds_nothing_but_its_rows) {
   Random random;
-  for (int trial = 0; trial < 12; ++trial) {
+  for (int trial = 0; trial < Trials(12); ++trial) {
     DeltaCase c = RandomPackedCase(random, kFormats[trial % 2], 230);
     const Kernels& kernels = *AvailableKernels().back();
     DeltaResult noisy = NoisyBuffer(random, c);
@@ -60,7 +60,8 @@ DELTALLM_TEST(packed_cache, a_copied_cache_holds_nothing_but_its_rows) {
 DELTALLM_TEST(packed_cache, a_rewind_that_is_accepted_leaves_the_cache_of_the_tokens_that_stay) {
   Random random;
   int refused = 0, done = 0;
-  for (int trial = 0; trial < 60; ++trial) {
+  const int trials = Trials(60);
+  for (int trial = 0; trial < trials; ++trial) {
     DeltaCase c = RandomPackedCase(random, kFormats[trial % 2], 260);
     c.attributes.attention.exact_prefill = random.Int(0, 1) == 1;
     // Rows that a rewind leaves without a token are told by comparing at the end; the start must not move.
@@ -92,12 +93,12 @@ DELTALLM_TEST(packed_cache, a_rewind_that_is_accepted_leaves_the_cache_of_the_to
     const std::string found = models.Compare(past);
     EXPECT(found.empty(), "trial ", trial, " ", reached, " to ", kept, ": ", DescribePacked(c), found);
   }
-  EXPECT(refused > 3 && done > 20, "one-sided test: ", refused, " refused, ", done, " done");
+  EXPECT((refused > 3 || trials < 60) && done > trials / 3, "one-sided test: ", refused, " refused, ", done, " done");
 }
 
 DELTALLM_TEST(packed_cache, counts_follow_the_format) {
   Random random;
-  for (int trial = 0; trial < 20; ++trial) {
+  for (int trial = 0; trial < Trials(20); ++trial) {
     DeltaCase c = RandomPackedCase(random, kFormats[trial % 2], 250);
     c.attributes.attention.local_window = -1;
     const Kernels& kernels = *AvailableKernels().back();
@@ -138,7 +139,7 @@ DELTALLM_TEST(packed_cache, counts_follow_the_format) {
 
 DELTALLM_TEST(packed_cache, rows_round_to_the_nearest_code_and_keep_what_is_rounded) {
   Random random;
-  for (int trial = 0; trial < 3000; ++trial) {
+  for (int trial = 0; trial < Trials(3000); ++trial) {
     const int64_t size = random.Int(1, 37);
     const float magnitude = std::pow(10.0f, static_cast<float>(random.Int(-9, 7)));
     std::vector<float> x = random.Normals(size);

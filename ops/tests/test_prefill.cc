@@ -22,7 +22,7 @@ void ExpectWithinTolerance(const std::vector<float>& found, const PrefillExpecte
 
 void CheckRandomCases(bool with_past, int trials) {
   Random random;
-  for (int trial = 0; trial < trials; ++trial) {
+  for (int trial = 0; trial < Trials(trials); ++trial) {
     PrefillCase c = RandomPrefillCase(random, with_past);
     for (const Kernels* kernels : AvailableKernels()) {
       for (const PrefillCompute compute : ComputesOf(*kernels)) {
@@ -131,7 +131,7 @@ DELTALLM_TEST(prefill, a_row_that_is_not_finite_reaches_only_those_who_see_it) {
 
 DELTALLM_TEST(prefill, values_left_out_are_counted_and_counting_changes_nothing) {
   Random random;
-  for (int trial = 0; trial < 12; ++trial) {
+  for (int trial = 0; trial < Trials(12); ++trial) {
     PrefillCase c = RandomPrefillCase(random, trial % 2 == 1);
     c.rules.v_skip = 0.2f;
     for (const Kernels* kernels : AvailableKernels()) {
@@ -193,7 +193,7 @@ DELTALLM_TEST(prefill, an_unknown_compute_is_refused) {
 
 DELTALLM_TEST(prefill, threads_do_not_change_a_bit) {
   Random random;
-  for (int trial = 0; trial < 12; ++trial) {
+  for (int trial = 0; trial < Trials(12); ++trial) {
     PrefillCase c = RandomPrefillCase(random, trial % 2 == 1);
     const Kernels& kernels = *AvailableKernels().back();
     for (const PrefillCompute compute : ComputesOf(kernels)) {
