@@ -278,6 +278,11 @@ def _rewrite_folder(source: Path, out: Path, options: _Options, say: Progress) -
     else:
         notes = genai_warnings(genai, dense.model)
         context = context or genai.context_length
+        if context is None and options.config.cache_format == "int4":
+            raise DeltaLLMError(
+                f"{genai.path} has no model.context_length, and onnxruntime-genai allocates int4 caches for that many "
+                "tokens: add it there, or choose int8."
+            )
         options = dataclasses.replace(options, statistics=bool(options.statistics))
     say(f"Rewriting {in_path}")
     report = options.apply(dense)

@@ -43,6 +43,9 @@ def open_dense_model(path: Path) -> DenseModel:
         DeltaLLMError: where it is missing, unreadable, cut short or malformed, and where its external data is not a
             plain file inside the model's directory, or does not fit the tensors.
     """
+    if path.is_symlink():
+        # Its weights would be looked for beside the file it leads to.
+        raise DeltaLLMError(f"{path} is a symbolic link: give the file itself; links are not followed.")
     proto = read_model_file(path)
     try:
         with quiet():

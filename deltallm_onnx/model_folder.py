@@ -17,11 +17,16 @@ def find_model(folder: Path, genai: GenaiFolder | None) -> Path:
         genai: the folder's genai_config.json; None where there is none.
 
     Raises:
-        DeltaLLMError: where there is none or more than one.
+        DeltaLLMError: where there is none or more than one, and where the one that is named is not there.
     """
     if genai is not None:
-        return folder / genai.model_name
+        named = folder / genai.model_name
+        if not named.is_file():
+            raise DeltaLLMError(f"{genai.path} names the model {genai.model_name!r}, which is not there: put it there.")
+        return named
     found = sorted(folder.glob("*.onnx"))
+    if not found:
+        raise DeltaLLMError(f"{folder} has no .onnx file: give a folder with a model, or the model itself.")
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise DeltaLLMError(f"{folder} has {len(found)} .onnx files ({names}): name the one to rewrite.")

@@ -14,10 +14,13 @@ def check_writable(out_path: Path) -> None:
     """Refuse an output path that cannot be written, before any work is done.
 
     Raises:
-        DeltaLLMError: if it is a directory, or its folder is missing or not writable.
+        DeltaLLMError: if it is a directory, a device or anything else but a file, or its folder is missing or not
+            writable.
     """
     if out_path.is_dir():
         raise DeltaLLMError(f"{out_path} is a directory: give the name of the .onnx file to write.")
+    if out_path.exists() and not out_path.is_file():
+        raise DeltaLLMError(f"{out_path} is no ordinary file, and would be replaced by one: give another output path.")
     if not out_path.parent.is_dir():
         raise DeltaLLMError(f"The folder {out_path.parent} does not exist: create it or give another output path.")
     try:

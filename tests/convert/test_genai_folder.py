@@ -104,6 +104,17 @@ def test_int4_caches_have_the_rows_of_the_longest_text(tmp_path: Path, context: 
     assert any(f"{rows} rows for {tokens} tokens, {megabytes:.1f} MB" in note for note in report.notes)
 
 
+def test_int4_caches_without_a_context_length(tmp_path: Path) -> None:
+    config = copy.deepcopy(genai_config())
+    config["model"].pop("context_length")
+    source = write_genai_folder(tmp_path / "in", config)
+    with pytest.raises(DeltaLLMError, match=r"has no model\.context_length, and onnxruntime-genai allocates int4"):
+        deltallm_onnx.rewrite(source, tmp_path / "out", CONFIG.replace(cache_format="int4"))
+    assert not (tmp_path / "out").exists()
+    deltallm_onnx.rewrite(source, tmp_path / "out", CONFIG.replace(cache_format="int4"), context=30)
+    assert read_config(tmp_path / "out")["model"]["context_length"] == 30
+
+
 def test_statistics_are_there_when_asked_for(tmp_path: Path) -> None:
     source = write_genai_folder(tmp_path / "in")
     deltallm_onnx.rewrite(source, tmp_path / "out", CONFIG, statistics=True)
@@ -167,7 +178,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "search is a text": (_set("search", value="greedy"), "has a str as search"),
     "no file name": (lambda c: c["model"]["decoder"].pop("filename"), "filename that is not a text"),
     "parent folder": (_set(*DECODER, "filename", value="../model.onnx"), "a file in the folder is needed"),
-    "missing model": (_set(*DECODER, "filename", value="other.onnx"), "There is no file"),
+    "missing model": (
+        _set(*DECODER, "filename", value="other.onnx"),
+        "which is not there: put it there",
+    ),
     "vision": (_set("model", "vision", value={"filename": "vision.onnx"}), r"has the section model\.vision"),
     "encoder": (_set("model", "encoder", value={}), r"has the section model\.encoder"),
     "pipeline": (_set(*DECODER, "pipeline", value=[]), r"has the section model\.decoder\.pipeline"),

@@ -206,6 +206,7 @@ def test_output_paths_that_are_refused(tmp_path: Path) -> None:
     source = save_external(weighted(41), tmp_path / "in" / "dense.onnx")
     (source.parent / "link.onnx").symlink_to(source)
     (tmp_path / "file").write_text("in the way")
+    os.mkfifo(tmp_path / "pipe")
     before = listing(tmp_path)
     for out, words in (
         (source, "would replace"),
@@ -213,6 +214,7 @@ def test_output_paths_that_are_refused(tmp_path: Path) -> None:
         (source.parent / ".." / "in" / "dense.onnx", "would replace"),
         (source.parent / "weights.bin", "would replace"),
         (tmp_path / "missing" / "delta.onnx", "does not exist"),
+        (tmp_path / "pipe", "is no ordinary file"),
         (tmp_path / "file" / "delta.onnx", "does not exist"),
         (source.parent, "is a directory"),
     ):
@@ -323,7 +325,7 @@ def test_folder_without_a_clear_model(folder: Path, tmp_path: Path) -> None:
     for content, words in (
         ('{"model": {"decoder": {"filename": "../model.onnx"}}}', "a file in the folder is needed"),
         ('{"model": {"decoder": {"filename": 3}}}', "not a text"),
-        ('{"model": {"decoder": {"filename": "absent.onnx"}}}', "There is no file"),
+        ('{"model": {"decoder": {"filename": "absent.onnx"}}}', "names the model 'absent.onnx', which is not there"),
         ("{", "cannot be read as JSON"),
     ):
         config.write_text(content)
@@ -342,3 +344,11 @@ def test_a_link_among_the_side_files_is_refused(folder: Path, tmp_path: Path) ->
     with pytest.raises(DeltaLLMError, match="symbolic link"):
         deltallm_onnx.rewrite(folder, tmp_path / "out", CONFIG)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    source = save_external(weighted(41), tmp_path / "in" / "dense.onnx")
+    (tmp_path / "link.onnx").symlink_to(source)
+    with pytest.raises(DeltaLLMError, match=r"link\.onnx is a symbolic link"):
+        deltallm_onnx.rewrite(tmp_path / "link.onnx", tmp_path / "delta.onnx", CONFIG)
+    assert not (tmp_path / "delta.onnx").exists()
