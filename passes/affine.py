@@ -79,6 +79,27 @@ class Affine:
 ONE = Affine(1)
 
 
+class Capped(str):
+    """The symbol min(limit, length): the rows left of a table of so many, cut to a length that is not known.
+
+    Attributes:
+        limit: rows of the table.
+        length: what it is cut to.
+    """
+
+    __slots__ = ("length", "limit")
+
+    limit: Affine
+    length: Affine
+
+
+def capped(limit: Affine, length: Affine) -> Affine:
+    """The form min(limit, length), a symbol of its own."""
+    symbol = Capped(f"min({limit}, {length})")
+    symbol.limit, symbol.length = limit, length
+    return Affine.symbol(symbol)
+
+
 def parse_dimension(text: str) -> Affine:
     """Read a dimension's name; "past + sequence" is a sum, and what cannot be read so is one symbol."""
     result, position = Affine(0), 0

@@ -18,6 +18,9 @@ Axis = tuple[str, ...]
 #: The name of an axis along which a tensor was repeated.
 REPEAT = "repeat"
 
+#: More Concats and parts of them than any exporter joins to one list of lengths.
+_MAX_PARTS = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
@@ -70,8 +73,11 @@ class Axes:
         sizes = [ONE] * (rank - len(target)) + list(target)
         lengths = dict(self.lengths)
         for place, size in enumerate(sizes):
-            if order[place] or size == ONE:
-                # Of an axis longer than 1 nothing but its own length and 1 can be asked.
+            if size == ONE:
+                continue
+            if order[place]:
+                # An axis whose length has a name may have length 1, and would grow to another length that is asked.
+                self._check_own(order[place], size)
                 continue
             if size is None or not size.is_constant():
                 raise ValueError(f"repeats axis {place} of length 1 to a length that is not a fixed number")
@@ -132,6 +138,12 @@ class Axes:
     def __str__(self) -> str:
         return f"[{', '.join('·'.join(axis) or '1' for axis in self.order)}]"
 
+    def _check_own(self, axis: Axis, size: Affine | None) -> None:
+        own = self.length(axis)
+        if size is None or own is None or own.substitute(self.known) == size.substitute(self.known):
+            return
+        raise ValueError(f"repeats the axis {'·'.join(axis)} of length {own} to {size}")
+
     def _cut(self, names: Sequence[str], size: Affine | None) -> Axis | None:
         """The shortest run from the start of `names` that has a length; None if there is none."""
         if size is None:
@@ -177,22 +189,37 @@ def lengths_of(value: ir.Value | None, interpreter: MaskInterpreter) -> list[Aff
     Raises:
         ValueError: where not even their number is known.
     """
+    lengths: list[Affine | None] = []
+    parts = [value]
+    for _ in range(_MAX_PARTS):
+        if not parts:
+            return lengths
+        part = parts.pop()
+        node = None if part is None else part.producer()
+        known = _known_lengths(part, interpreter)
+        if known is not None:
+            lengths += known
+        elif node is not None and node.op_type == "Concat" and node.domain in ("", "ai.onnx"):
+            parts += reversed(node.inputs)
+        elif part is not None and part.shape is not None and len(part.shape) == 1 and isinstance(part.shape[0], int):
+            lengths += [None] * part.shape[0]
+        else:
+            raise ValueError("takes lengths that are not understood")
+    raise ValueError(f"takes lengths that are joined of more than {_MAX_PARTS} parts")
+
+
+def _known_lengths(value: ir.Value | None, interpreter: MaskInterpreter) -> list[Affine | None] | None:
     if value is None:
         raise ValueError("lacks a list of lengths")
     try:
         found = interpreter.evaluate(value)
     except NotUnderstood:
-        found = None
+        return None
     if isinstance(found, Vector):
         return list(found.items)
     if isinstance(found, Positions) and found.rank == 1 and not found.steps and value.shape == [1]:
         return [found.base]
-    node = value.producer()
-    if node is not None and node.op_type == "Concat" and node.domain in ("", "ai.onnx"):
-        return [length for part in node.inputs for length in lengths_of(part, interpreter)]
-    if value.shape is not None and len(value.shape) == 1 and isinstance(value.shape[0], int):
-        return [None] * value.shape[0]
-    raise ValueError("takes lengths that are not understood")
+    return None
 
 
 def whole_numbers(value: ir.Value | None, interpreter: MaskInterpreter) -> list[int]:
@@ -222,11 +249,15 @@ def _tile(axes: Axes, node: ir.Node, interpreter: MaskInterpreter) -> Axes:
 
 
 def _unsqueeze(axes: Axes, node: ir.Node, interpreter: MaskInterpreter) -> Axes:
+    if len(node.inputs) < 2:
+        raise ValueError("names its axes in an attribute, as before opset 13")
     return axes.inserted(whole_numbers(node.inputs[1], interpreter))
 
 
 def _squeeze(axes: Axes, node: ir.Node, interpreter: MaskInterpreter) -> Axes:
     if len(node.inputs) < 2:
+        if "axes" in node.attributes:
+            raise ValueError("names its axes in an attribute, as before opset 13")
         raise ValueError("removes every axis of length 1, which depends on the lengths")
     return axes.removed(whole_numbers(node.inputs[1], interpreter))
 

@@ -15,6 +15,9 @@ from deltallm_onnx.passes.functions.signature import INPUTS
 from deltallm_onnx.passes.layout import SWAP_HEADS_AND_TOKENS
 from deltallm_onnx.passes.site import AttentionSite
 
+#: Behind every axis.
+_END = 2**31 - 1
+
 
 class BuildDeltaAttentionPass(ir.passes.InPlacePass):
     """Replace every site.
@@ -32,7 +35,7 @@ class BuildDeltaAttentionPass(ir.passes.InPlacePass):
         attention_mask ──────────────┘ (input 18, where the mask was proven to hold padding; other inputs as they are)
 
     Names, types and shapes of the site's outputs stay as they are. What only served the old attention, masks included,
-    is removed. Where presents come from nodes of their own, the graph is sorted again: they now come from a later node.
+    is removed. The graph is sorted again: presents may now come from a later node, and inputs that layers share too.
     """
 
     def __init__(self, sites: Sequence[AttentionSite], config: DeltaConfig, *, statistics: bool = False) -> None:
@@ -49,14 +52,12 @@ class BuildDeltaAttentionPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace the sites one by one."""
-        is_spread = any(len(_makers(site)) > 1 for site in self._sites)
         for site in self._sites:
             delta = _delta_node(model.graph, site, self._config, self._statistics)
             _take_over(model.graph, site, delta)
         RemoveUnusedNodesPass()(model)
         self._refuse_needed(model)
-        if is_spread:
-            model.graph.sort()
+        _sort(model.graph)
         model.opset_imports[naming.DOMAIN] = naming.DOMAIN_VERSION
         return ir.passes.PassResult(model, modified=bool(self._sites))
 
@@ -68,6 +69,15 @@ class BuildDeltaAttentionPass(ir.passes.InPlacePass):
                     f"Layer {site.layer} cannot be replaced: what its node {site.node.name!r} computes is also needed "
                     "elsewhere in the graph."
                 )
+
+
+def _sort(graph: ir.Graph) -> None:
+    try:
+        graph.sort()
+    except ValueError as error:
+        raise DeltaLLMError(
+            "A layer cannot be replaced: what goes into its attention is computed from the length of its own present."
+        ) from error
 
 
 def delta_attributes(site: AttentionSite, config: DeltaConfig) -> dict[str, int | float | str]:
@@ -222,9 +232,13 @@ def _bias(graph: ir.Graph, site: AttentionSite) -> ir.Value | None:
         bias = _reshaped(graph, site, "attention_bias/heads", bias, [-1, site.num_heads], first_kept=1)
     elif bias.shape is not None and len(bias.shape) == 4 and site.query.shape is not None:
         tokens = site.query.shape[axis]
-        if cache_match.is_named(tokens) and bias.shape[2] == tokens != 1:
+        if cache_match.is_named(tokens) and bias.shape[2] == tokens != 1 and bias.dtype is site.query.dtype:
             return bias
-    length = _before(graph, site, "attention_bias", "Shape", [site.query], start=axis, end=axis + 1)
+    dtype = site.query.dtype
+    if dtype is not None and bias.dtype is not dtype:  # scores may be computed in another type than queries
+        bias = _before(graph, site, "attention_bias", "Cast", [bias], to=int(dtype))
+        bias.dtype = dtype
+    length = _lengths_between(graph, site, "attention_bias", site.query, start=axis, end=axis + 1)
     ones, one = (_shape_constant(graph, f"deltallm.ones.{n}", [1] * n) for n in (2, 1))
     target = _before(graph, site, "attention_bias", "Concat", [ones, length, one], axis=0)
     expanded = _before(graph, site, "attention_bias", "Expand", [bias, target])
@@ -236,12 +250,21 @@ def _reshaped(
     graph: ir.Graph, site: AttentionSite, what: str, tensor: ir.Value, leading: list[int], *, first_kept: int
 ) -> ir.Value:
     """Reshape to some leading axes, and the lengths of the tensor's own from `first_kept` on."""
-    tail = _before(graph, site, what, "Shape", [tensor], start=first_kept)
+    tail = _lengths_between(graph, site, what, tensor, start=first_kept, end=_END)
     name = "deltallm.leading." + ".".join(map(str, leading))
     target = _before(graph, site, what, "Concat", [_shape_constant(graph, name, leading), tail], axis=0)
     reshaped = _before(graph, site, what, "Reshape", [tensor, target])
     reshaped.type = tensor.type
     return reshaped
+
+
+def _lengths_between(
+    graph: ir.Graph, site: AttentionSite, what: str, tensor: ir.Value, *, start: int, end: int
+) -> ir.Value:
+    """Shape(tensor)[start:end], for opsets below 15 too, whose Shape gives all lengths."""
+    shape = _before(graph, site, what, "Shape", [tensor])
+    bounds = [_shape_constant(graph, f"deltallm.bound.{bound}", [bound]) for bound in (start, end)]
+    return _before(graph, site, what, "Slice", [shape, *bounds])
 
 
 def _keep_shape(graph: ir.Graph, site: AttentionSite, output: ir.Value) -> None:
@@ -278,9 +301,13 @@ def _int64_mask(graph: ir.Graph, site: AttentionSite) -> ir.Value | None:
     padding = site.mask.padding
     if padding is None or padding.dtype is ir.DataType.INT64:
         return padding
+    name = f"deltallm.int64.{padding.name}/Cast"
     for user, _ in padding.uses():
-        if user.op_type == "Cast" and user.attributes["to"].as_int() == ir.DataType.INT64:
+        if user.name == name:
             return user.outputs[0]
-    mask = _before(graph, site, "attention_mask", "Cast", [padding], to=int(ir.DataType.INT64))
-    mask.dtype, mask.shape = ir.DataType.INT64, padding.shape
+    # One of the graph's own may lie behind this layer, or in a branch of an If.
+    cast = ir.node("Cast", [padding], {"to": int(ir.DataType.INT64)}, name=name)
+    mask = cast.outputs[0]
+    mask.name, mask.dtype, mask.shape = f"{name}_output", ir.DataType.INT64, padding.shape
+    graph.insert_before(graph[0], cast)
     return mask

@@ -64,9 +64,9 @@ def read_cache(value: ir.Value, what: str, interpreter: MaskInterpreter) -> Cach
         NotUnderstood: where it does not come from a cache, or is changed on the way.
     """
     concat, path = _walk(value, what, interpreter)
-    past, new = concat.inputs[0], concat.inputs[1]
+    past, new = [*concat.inputs, None][:2]
     if past is None or new is None:
-        raise NotUnderstood(f"its {what} is concatenated with nothing")
+        raise NotUnderstood(f"its {what} is a Concat of less than a past and new ones")
     _check_concat(concat, past, new, what)
     present = _present(concat)
     path = path[1:] if path and path[0] is present.producer() else path
@@ -80,6 +80,9 @@ def read_cache(value: ir.Value, what: str, interpreter: MaskInterpreter) -> Cach
             continue
         if node.op_type == "Cast" and node.attributes["to"].as_int() not in _FLOATS:
             raise NotUnderstood(f"its {what} is turned into {ir.DataType(node.attributes['to'].as_int())}")
+        if node.op_type == "Cast" and cache_match.narrows(node, past.dtype):
+            to = ir.DataType(node.attributes["to"].as_int())
+            raise NotUnderstood(f"its {what} is rounded from {past.dtype} to {to} on its way from the cache")
         axes = follow(axes, node, interpreter)
     return CacheRead(past, new, concat, present, axes, scale, tuple(path))
 

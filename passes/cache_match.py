@@ -33,6 +33,8 @@ def check_cache(node: ir.Node, past: ir.Value, present: ir.Value, what: str) -> 
     """
     if not past.is_graph_input() or past.is_initializer():
         raise NotUnderstood(f"its past_{what} {past.name!r} is not a graph input")
+    if past.is_graph_output():
+        raise NotUnderstood(f"its past_{what} {past.name!r} is also a graph output")
     if not present.is_graph_output():
         raise NotUnderstood(f"its present_{what} {present.name!r} is not a graph output")
     for value in (past, present):
@@ -101,6 +103,21 @@ def check_new_tokens(name: str, tensor: ir.Value, query: ir.Value, axis: int) ->
     tokens, queries = tensor.shape[axis], query.shape[axis]
     if tokens != queries and is_named(tokens) and is_named(queries):
         raise NotUnderstood(f"its query has {queries} new tokens and its {name} {tokens}")
+
+
+def check_batch(query: ir.Value, past: ir.Value) -> None:
+    """Refuse a query that is broadcast to the batch of its cache; as `check_new_tokens`. Raises NotUnderstood."""
+    if query.shape is None or past.shape is None:
+        return
+    rows, cached = query.shape[0], past.shape[0]
+    if rows != cached and is_named(rows) and is_named(cached):
+        raise NotUnderstood(f"its query has the batch {rows} and its cache {past.name!r} the batch {cached}")
+
+
+def narrows(cast: ir.Node, dtype: ir.DataType | None) -> bool:
+    """Whether a Cast to a float type loses digits that a type has."""
+    target = ir.DataType(cast.attributes["to"].as_int())
+    return dtype is None or target.bitwidth < dtype.bitwidth
 
 
 def is_named(size: int | ir.SymbolicDim) -> bool:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from deltallm_onnx.passes import cache_match
 from deltallm_onnx.passes.affine import Affine, dimension
-from deltallm_onnx.passes.cache_concat import BATCH, CacheRead
+from deltallm_onnx.passes.cache_concat import BATCH, TOKEN, CacheRead
 from deltallm_onnx.passes.head_expansion import query_heads
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.masks import MaskContract
@@ -92,6 +92,7 @@ def cached_site(node: ir.Node, layer: int, found: CachedAttention, interpreter: 
     if key.past is value.past:
         raise NotUnderstood(f"it reads {key.past.name!r} as past key and as past value")
     _check_types(found)
+    cache_match.check_batch(query, key.past)
     for name, tensor, count in (
         ("query", query, heads.num_heads),
         ("key", key.new, heads.kv_num_heads),
@@ -100,7 +101,8 @@ def cached_site(node: ir.Node, layer: int, found: CachedAttention, interpreter: 
         cache_match.check_tensor(name, tensor, {1: count, 3: heads.head_size})
         cache_match.check_new_tokens(name, tensor, query, 2)
     new_length = interpreter.shape(query)[2]
-    contract = MaskContract(past_length=dimension(key.past, 2), new_length=new_length, batch=dimension(key.past, 0))
+    totals = tuple(length for read in (key, value) for length in _total_lengths(read, interpreter))
+    contract = MaskContract(dimension(key.past, 2), new_length, dimension(key.past, 0), heads.num_heads, totals)
     mask, bias = read_masks(found.masks, contract, interpreter)
     # The next layer's shapes go back to this one, and few of the nodes between query and output are followed.
     lengths = (dimension(key.past, 0), Affine(heads.num_heads), _named_tokens(found), Affine(heads.head_size))
@@ -126,6 +128,20 @@ def cached_site(node: ir.Node, layer: int, found: CachedAttention, interpreter: 
         attention_bias=None if bias is None else bias.value,
         bias_is_joined=bias is not None and bias.is_joined,
     )
+
+
+def _total_lengths(read: CacheRead, interpreter: MaskInterpreter) -> tuple[Affine, ...]:
+    """T, by all the names that the graph has for the length of one present."""
+    multiplied = read.path[-1].outputs[0] if read.path else read.present
+    places = [(read.present, 2)]
+    if (TOKEN,) in read.axes.order:
+        places.append((multiplied, read.axes.order.index((TOKEN,))))
+    found = [dimension(read.past, 2) + dimension(read.new, 2)]
+    for value, axis in places:
+        if value.shape is not None:
+            found.append(dimension(value, axis))
+            found.append(interpreter.shape(value)[axis])
+    return tuple(found)
 
 
 def _named_tokens(found: CachedAttention) -> Affine:

@@ -33,8 +33,8 @@ class CutPresentShapePass(ir.passes.InPlacePass):
         where there is no attention_mask: P = Shape(past)[2], and T = P + S
         where no input has the dimension S: S = Shape(new key)[2], for present only
 
-    A Shape of which an entry is none of these stays. To be run before `BuildDeltaAttentionPass`; the graph has to be
-    sorted after that, because nodes that asked a present for its length may stand behind its old producer.
+    A Shape of which an entry that is read is none of these stays. To be run before `BuildDeltaAttentionPass`; the graph
+    has to be sorted after that, because nodes that asked a present for its length may stand behind its old producer.
 
     Args:
         sites: the layers that will be rewritten.
@@ -67,6 +67,7 @@ class CutPresentShapePass(ir.passes.InPlacePass):
                 for cache in (past, present):
                     for node in _shape_readers(cache):
                         shape = () if node.inputs[0] is past and not _asks_tokens(node) else _asked(node, interpreter)
+                        shape = lengths.without_unread(node, shape, of_past=cache is past)
                         if shape and all(lengths.is_known(length, of_past=cache is past) for length in shape):
                             asked.append((node, shape, lengths))
         for node, shape, lengths in asked:  # all shapes are known before the first one is asked of something else
@@ -142,6 +143,14 @@ class _CacheLengths:
             known += [self._new_length, self._past_length + self._new_length]
         return length in known or (length.is_constant() and length.const >= 0)
 
+    def without_unread(self, node: ir.Node, shape: tuple[Affine, ...], *, of_past: bool) -> tuple[Affine, ...]:
+        """A shape with 0 for entries that are unknown and that nobody reads, such as batch and heads on one axis."""
+        read = _entries_read(node, len(shape))
+        return tuple(
+            length if index in read or self.is_known(length, of_past=of_past) else Affine(0)
+            for index, length in enumerate(shape)
+        )
+
     def value(self, length: Affine) -> ir.Value:
         """A length, as a list of one entry."""
         if length.is_constant():
@@ -211,6 +220,23 @@ def _asked(node: ir.Node, interpreter: MaskInterpreter) -> tuple[Affine, ...]:
     return shape[start:end]
 
 
+def _entries_read(node: ir.Node, count: int) -> set[int]:
+    """The entries of a Shape that are gathered one by one; all of them where it has other readers."""
+    read: set[int] = set()
+    for user, place in node.outputs[0].uses():
+        index = None if len(user.inputs) < 2 or user.inputs[1] is None else _constant(user.inputs[1])
+        if user.op_type != "Gather" or user.domain not in _STANDARD or place != 0 or index is None:
+            return set(range(count))
+        read |= {int(entry) % count for entry in index.flat}
+    return set(range(count)) if node.outputs[0].is_graph_output() else read
+
+
+def _constant(value: ir.Value) -> np.ndarray | None:
+    """The numbers of a constant that no caller can replace."""
+    tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
 def _replace(node: ir.Node, lengths: Sequence[ir.Value]) -> None:
     """Give a Shape's readers lengths from elsewhere."""
     joined = ir.node("Concat", lengths, {"axis": 0}, name=f"{node.outputs[0].name}/lengths")
@@ -219,4 +245,10 @@ def _replace(node: ir.Node, lengths: Sequence[ir.Value]) -> None:
     output.dtype, output.shape = ir.DataType.INT64, ir.Shape([len(lengths)])
     if node.graph is not None:
         node.graph.insert_before(node, joined)
-    ir.convenience.replace_all_uses_with(node.outputs[0], output, replace_graph_outputs=True)
+    old = node.outputs[0]
+    is_output = old.is_graph_output()
+    ir.convenience.replace_all_uses_with(old, output, replace_graph_outputs=True)
+    if is_output:  # known by its name
+        output.type, output.shape = old.type, old.shape
+        output.metadata_props.update(old.metadata_props)
+        output.name, old.name = old.name, None

@@ -32,9 +32,9 @@ from deltallm_onnx.passes.mask_domain import (
     required,
 )
 
-#: The smallest number of float16. Added to a score, it or anything below leaves a probability of exactly 0 beside any
-#: score that is not that small itself; −10000, which some models add, does not.
-HIDING = -65504.0
+#: The largest number of each type that hides a key. float16 has none below −65504. In float32 scores of 10⁵ can be had,
+#: which overcome −65504 or −10⁹, but not −10³⁰: beside it a score is lost in the rounding.
+HIDING = {ir.DataType.FLOAT: -1e30, ir.DataType.FLOAT16: -65504.0}
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
@@ -73,9 +73,9 @@ def constant(number: float, dtype: ir.DataType, rank: int, like: Condition | Non
     return Choice(Condition(rank, frozenset(), shape=shape), number, number, dtype)
 
 
-def hides(number: float) -> bool:
-    """Whether a number added to a score hides its key."""
-    return number <= HIDING
+def hides(number: float, dtype: ir.DataType) -> bool:
+    """Whether a number of some type, added to a score of that type, hides its key."""
+    return number <= HIDING.get(dtype, -np.inf)
 
 
 def has_choice(*values: Abstract) -> bool:
@@ -126,7 +126,7 @@ def arithmetic(operation: Callable[[Any, Any], Any], inputs: Inputs) -> Choice:
     condition = _TRUE if a.is_constant() and b.is_constant() else (b if a.is_constant() else a).condition
     holds = _computed(operation, a.holds, b.holds, dtype)
     fails = {_computed(operation, x, y, dtype) for x in _ends(a) for y in _ends(b)}
-    if len(fails) > 1 and not all(hides(number) for number in fails):
+    if len(fails) > 1 and not all(hides(number, dtype) for number in fails):
         raise ValueError("tells numbers apart that all hide")
     result = choice(condition, holds, max(fails), dtype, is_bound=len(fails) > 1)
     return _reranked(result, max(a.rank, b.rank))
@@ -187,7 +187,7 @@ def compare(operation: Callable[[Any, Any], Any], inputs: Inputs) -> Condition:
     if isinstance(b, Sum):
         return _compare_sum(lambda x, y: truth(y, x), b, a)
     for one, other in zip(_pair(inputs), _pair(inputs)[::-1], strict=True):
-        if one.is_bound and (not other.is_constant() or hides(other.holds)):
+        if one.is_bound and (not other.is_constant() or hides(other.holds, one.dtype)):
             raise ValueError("tells numbers apart that all hide")
     return as_truth(arithmetic(truth, inputs))
 
@@ -270,7 +270,7 @@ def where(inputs: Inputs) -> Abstract:
 
 def _masked_fill(kept: Choice, keep: Condition, number: float) -> Choice:
     """`kept` where `keep` holds, a number elsewhere."""
-    if kept.fails == number or (hides(kept.fails) and hides(number)):
+    if kept.fails == number or (hides(kept.fails, kept.dtype) and hides(number, kept.dtype)):
         seen, is_bound = conjoin(keep, kept.condition), kept.is_bound or kept.fails != number
         return choice(seen, kept.holds, max(kept.fails, number), kept.dtype, is_bound=is_bound)
     if kept.condition == keep:
@@ -294,7 +294,7 @@ def _either(condition: Condition, a: Condition, b: Condition) -> Condition:
 
 
 def _is_mask(value: Choice) -> bool:
-    return value.holds == 0 and not value.is_constant() and hides(value.fails)
+    return value.holds == 0 and not value.is_constant() and hides(value.fails, value.dtype)
 
 
 def _is_indicator(value: Choice) -> bool:

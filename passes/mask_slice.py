@@ -1,15 +1,14 @@
 """Slices and joins of masks and positions: entry j of [start:end] is entry start + j, whatever the end is.
 
-So a slice changes where an axis starts to count and how long it is. Where it cannot be said whether an axis reaches the
-end of a slice, the slice is taken to be full: its length has to be that of another tensor in the end, T or S, which
-`masks` proves, and a shorter one cannot be run.
+So a slice changes where an axis starts to count and how long it is. Where it cannot be said whether a table of so many
+entries reaches the end of a slice, its length is `Capped`, which `masks` proves to be the whole slice or declines.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from deltallm_onnx.passes.affine import Affine, dimension
+from deltallm_onnx.passes.affine import Affine, capped, dimension
 from deltallm_onnx.passes.mask_domain import (
     AtLeastZero,
     Choice,
@@ -84,7 +83,7 @@ def _length(length: Affine, start: Affine, end: Affine) -> Affine:
     except ValueError:
         if not end.is_never_negative():
             raise
-        return end - start
+        return capped(length, end) - start
 
 
 def _sliced_token(token: RealToken, axis: int, start: Affine, end: Affine) -> RealToken:

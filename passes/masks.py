@@ -19,10 +19,11 @@ all values) is not kept, DeltaAttention gives 0.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from deltallm_onnx.passes.affine import ONE, Affine, dimension
+from deltallm_onnx.passes.affine import ONE, Affine, Capped, dimension
 from deltallm_onnx.passes.mask_additive import FLOATS, HIDING, hides
 from deltallm_onnx.passes.mask_domain import Abstract, AtLeastZero, Choice, Condition, RealToken, invert, kind
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
@@ -30,6 +31,8 @@ from deltallm_onnx.passes.site import MaskMeaning, NotUnderstood
 
 #: A bias has fewer nodes behind it, unless it is computed from the tokens.
 _MAX_BIAS_NODES = 500
+#: A bias holds no number so large, unless it is meant to hide.
+_LARGE = 65504.0
 
 
 class FiniteBias(NotUnderstood):
@@ -50,11 +53,15 @@ class MaskContract:
         past_length: P, from the shape of past_key.
         new_length: S, from the shape of the query.
         batch: B, from the shape of past_key; None where only the padding mask's own first axis is to be trusted.
+        heads: Hq; None where it is not compared.
+        totals: what the graph calls T elsewhere, as the lengths of presents.
     """
 
     past_length: Affine
     new_length: Affine
     batch: Affine | None = None
+    heads: int | None = None
+    totals: tuple[Affine, ...] = ()
 
     @property
     def total_length(self) -> Affine:
@@ -101,7 +108,7 @@ def is_hiding(value: ir.Value) -> bool:
         constant = MaskInterpreter().evaluate(value)
     except NotUnderstood:
         return False
-    return isinstance(constant, Choice) and constant.is_constant() and hides(constant.holds)
+    return isinstance(constant, Choice) and constant.is_constant() and hides(constant.holds, constant.dtype)
 
 
 def conjunction(first: MaskMeaning, second: MaskMeaning) -> MaskMeaning:
@@ -126,13 +133,13 @@ def _seen(mask: ir.Value, value: Abstract) -> Condition:
     if not isinstance(value, Choice) or value.dtype not in FLOATS:
         raise NotUnderstood(f"its mask {_name(mask)} holds {kind(value)}, not truth values or numbers to add")
     numbers = " and ".join(f"{number + 0.0:g}" for number in dict.fromkeys((value.holds, value.fails)))
-    if value.holds == 0 and (value.is_constant() or hides(value.fails)):
+    if value.holds == 0 and (value.is_constant() or hides(value.fails, value.dtype)):
         return value.condition
-    if value.is_constant() and hides(value.holds):
+    if value.is_constant() and hides(value.holds, value.dtype):
         raise NotUnderstood(f"its mask {_name(mask)} hides every key")
     raise NotUnderstood(
-        f"its mask {_name(mask)} adds {numbers} to the scores, where 0 and −∞ (or {HIDING:g} and below) are needed: "
-        "keys that are only made less likely are not hidden"
+        f"its mask {_name(mask)} adds {numbers} to the scores, where 0 and −∞ (or {HIDING[value.dtype]:g} and below) "
+        "are needed: keys that are only made less likely are not hidden"
     )
 
 
@@ -161,7 +168,7 @@ def _holds_large_number(value: ir.Value) -> bool:
         tensor = node.attributes["value"].as_tensor()
     if tensor is None or tensor.dtype not in FLOATS or tensor.size == 0:
         return False
-    return bool((abs(tensor.numpy()) >= -HIDING).any())
+    return bool((abs(tensor.numpy()) >= _LARGE).any())
 
 
 def _meaning(mask: ir.Value, condition: Condition, contract: MaskContract) -> MaskMeaning:
@@ -171,9 +178,10 @@ def _meaning(mask: ir.Value, condition: Condition, contract: MaskContract) -> Ma
         raise NotUnderstood(
             f"its mask {_name(mask)} is a disjunction, not a conjunction of causality, window and padding"
         )
-    lengths = _Lengths(contract)
+    lengths = _Lengths(contract, _input_lengths(mask))
     for term in condition.terms:
         lengths.learn(term)
+    lengths.learn_tables(condition.terms)
     causal = contract.new_length == ONE  # the only new token is the last key
     windows, padding = [], None
     for term in sorted(condition.terms, key=repr):
@@ -197,28 +205,60 @@ def _meaning(mask: ir.Value, condition: Condition, contract: MaskContract) -> Ma
 class _Lengths:
     """The lengths P and S, and what the mask's own axes tell about other symbols."""
 
-    def __init__(self, contract: MaskContract) -> None:
+    def __init__(self, contract: MaskContract, inputs: frozenset[str]) -> None:
         self._contract = contract
+        self._inputs = inputs
         self._known: dict[str, Affine] = {}
         self._own = {name for name, _ in contract.total_length.terms}
+        for total in contract.totals:
+            self._solve(total, contract.total_length, frozenset(name for name, _ in total.terms))
 
     def learn(self, term: AtLeastZero | RealToken) -> None:
-        """Solve for foreign symbols: the mask's last axis has length T, the one before it S, or the model cannot run.
+        """Solve for foreign symbols: the mask's last axis has length T, the one before it S.
 
-        Only symbols other than those of P and S are solved for, or a wrong length would be explained away.
+        An axis of length 1 would broadcast, so only lengths of the model's own inputs are solved for, which name T and
+        S. Those of P and S themselves are not, or a wrong length would be explained away.
         """
         for axis, length in _axis_lengths(term):
             expected = self._expected(axis)
-            if expected is None:
-                continue
-            rest = (length - expected).substitute(self._known)
-            pivot = next((n for n, c in rest.terms if abs(c) == 1 and n not in self._own), None)
-            if pivot is None:
-                continue
-            solution = Affine.symbol(pivot) - rest.scaled(rest.coefficient(pivot))
-            if not (-solution).is_never_negative():  # a length is not less than 0
-                self._known = {n: v.substitute({pivot: solution}) for n, v in self._known.items()}
-                self._known[pivot] = solution
+            if expected is not None:
+                self._solve(length, expected)
+
+    def _solve(self, length: Affine, expected: Affine, symbols: frozenset[str] | None = None) -> None:
+        """Take a length as the expected one, by a symbol of the model's inputs or one of the given."""
+        unknown = (self._inputs if symbols is None else symbols) - self._own
+        rest = (length - expected).substitute(self._known)
+        pivot = next((n for n, c in rest.terms if abs(c) == 1 and n in unknown), None)
+        if pivot is None:
+            return
+        solution = Affine.symbol(pivot) - rest.scaled(rest.coefficient(pivot))
+        if not (-solution).is_never_negative():  # a length is not less than 0
+            self._known = {n: v.substitute({pivot: solution}) for n, v in self._known.items()}
+            self._known[pivot] = solution
+
+    def learn_tables(self, terms: Iterable[AtLeastZero | RealToken]) -> None:
+        """Prove that tables reach the ends of their slices, where that follows.
+
+        A table of several columns has T of them left or the model cannot run, so it has no fewer; then it has no fewer
+        rows either, if those are as many or more.
+        """
+        total = self._contract.total_length
+        lengths = [(axis, length) for term in terms for axis, length in _axis_lengths(term)]
+        capped = {name for _, length in lengths for name, _ in length.terms if isinstance(name, Capped)}
+        columns = [
+            name.limit for name in capped if (-1, Affine.symbol(name)) in lengths and self._is_same(name.length, total)
+        ]
+        for limit in columns:
+            if not limit.is_constant():
+                self._solve(limit, total)
+        least = min((limit.const for limit in columns if limit.is_constant() and limit != ONE), default=None)
+        for name in sorted(capped):
+            limit = name.limit.substitute(self._known)
+            is_large = least is not None and limit.is_constant() and limit.const >= least
+            if (is_large and self._is_same(name.length, total)) or (
+                limit - name.length.substitute(self._known)
+            ).is_never_negative():
+                self._known[name] = name.length.substitute(self._known)
 
     def require_padding(self, token: RealToken) -> None:
         """Refuse padding that is not that of each row's keys."""
@@ -231,6 +271,8 @@ class _Lengths:
         if token.is_padding:
             raise NotUnderstood(f"its mask shows the keys where {name} is 0 and hides the real tokens")
         total, batch = self._contract.total_length, dimension(token.source, 0)
+        if batch.is_constant() and self._contract.batch not in (None, batch):
+            raise NotUnderstood(f"its padding mask {name} has {batch} rows, and the batch {self._contract.batch}")
         for keys in (dimension(token.source, 1), *sorted(token.keys, key=str)):
             if not self._is_same(keys, total):
                 raise NotUnderstood(f"its mask takes {keys} columns of {name} where {total} are needed")
@@ -299,6 +341,15 @@ def _axis_lengths(term: AtLeastZero | RealToken) -> list[tuple[int, Affine]]:
         # A padding mask on the wrong axis is refused by its axis; its length says nothing there.
         return [(-1, dimension(term.source, 1))] if term.key_axis == -1 else []
     return [(axis, length) for axis, _, length in term.steps]
+
+
+def _input_lengths(mask: ir.Value) -> frozenset[str]:
+    """Symbols of the axes that tokens lie on: of [B, S] and [B, T] whole numbers, and of embeddings [B, S, E]."""
+    node = mask.producer()
+    inputs = () if node is None or node.graph is None else node.graph.inputs
+    shapes = [value for value in inputs if value.shape is not None]
+    tokens = [value for value in shapes if len(value.shape or ()) == (3 if value.dtype in FLOATS else 2)]
+    return frozenset(name for value in tokens for name, _ in dimension(value, 1).terms)
 
 
 def _inequality(base: Affine, query: int, key: int) -> str:

@@ -93,7 +93,9 @@ _MATCHERS = (
         "Softmax",
         lambda node: _IS_SOFTMAX(node) and softmax_scores.is_attention(node),
         lambda node: cache_behind(softmax_scores.key_operand(node)),
-        lambda node, layer, context: match_softmax_attention.match_softmax_attention(node, layer, context.interpreter),
+        lambda node, layer, context: match_softmax_attention.match_softmax_attention(
+            node, layer, context.opset, context.interpreter
+        ),
     ),
     _Matcher(
         "another operator of com.microsoft",

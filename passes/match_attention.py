@@ -68,7 +68,9 @@ def match_attention(node: ir.Node, layer: int, opset: int, interpreter: MaskInte
     scale, softcap = scale_and_softcap(node, geometry.head_size)
     query_axis = 2 if geometry.heads_first else 1
     past = tensors["past_key"]
-    contract = MaskContract(dimension(past, 2), dimension(tensors["query"], query_axis), dimension(past, 0))
+    contract = MaskContract(
+        dimension(past, 2), dimension(tensors["query"], query_axis), dimension(past, 0), geometry.num_heads
+    )
     masks = [] if inputs["attn_mask"] is None else [Mask(inputs["attn_mask"])]
     is_causal = bool(cache_match.int_attribute(node, "is_causal", 0))
     mask, bias = read_masks(masks, contract, interpreter, is_causal=is_causal)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from deltallm_onnx.passes import cache_match
@@ -12,8 +12,10 @@ from deltallm_onnx.passes.affine import Affine
 from deltallm_onnx.passes.axes import Axes, Axis, follow
 from deltallm_onnx.passes.cache_concat import BATCH, CHANNEL, TOKEN, CacheRead, check_readers, read_cache
 from deltallm_onnx.passes.cache_site import CachedAttention, Heads, cached_site, count_heads
+from deltallm_onnx.passes.constants import constant_of, holds_only
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.scalar_scale import scale_factor
+from deltallm_onnx.passes.score_readers import check_score_readers
 from deltallm_onnx.passes.site import AttentionSite, NotUnderstood
 from deltallm_onnx.passes.softmax_scores import Scores, read_scores
 
@@ -22,6 +24,8 @@ DOMAIN, OP_TYPE = "", "Softmax"
 #: Names of the axes of queries and scores, beside those of caches.
 _QUERY_HEAD, _QUERY = "query_head", "query"
 _STANDARD = ("", "ai.onnx")
+#: From this opset on a Softmax runs along one axis; before, along all from its axis (by default 1) to the last.
+_OLDEST_SOFTMAX = 13
 #: More steps than any exporter takes from one of the products to the next.
 _MAX_STEPS = 24
 
@@ -32,14 +36,14 @@ class _Weighted:
 
     Attributes:
         product: the MatMul with the values.
-        reshapes: the Reshape nodes between Softmax and product, the first one first.
+        path: the nodes between Softmax and product, the first one first.
     """
 
     product: ir.Node
-    reshapes: tuple[ir.Node, ...]
+    path: tuple[ir.Node, ...]
 
 
-def match_softmax_attention(node: ir.Node, layer: int, interpreter: MaskInterpreter) -> AttentionSite:
+def match_softmax_attention(node: ir.Node, layer: int, opset: int, interpreter: MaskInterpreter) -> AttentionSite:
     """Understand one Softmax and everything around it.
 
     Matched (S new tokens, P past tokens, T = P + S):
@@ -55,12 +59,13 @@ def match_softmax_attention(node: ir.Node, layer: int, interpreter: MaskInterpre
     Args:
         node: a Softmax of the main graph, see `softmax_scores.is_attention`.
         layer: its number.
+        opset: the model's version of the standard operators.
         interpreter: evaluates masks and lengths; one instance serves all layers.
 
     Raises:
         NotUnderstood: with the reason.
     """
-    _check_axis(node)
+    _check_axis(node, opset)
     scores, weighted = read_scores(node, interpreter), _follow_probabilities(node)
     left, right, values = scores.product.inputs[0], scores.product.inputs[1], weighted.product.inputs[1]
     if left is None or right is None or values is None:
@@ -75,11 +80,14 @@ def match_softmax_attention(node: ir.Node, layer: int, interpreter: MaskInterpre
     forms = _Forms.of(interpreter.shape(query.tensor), heads, key, value)
     forms.check(query, key, value, interpreter)
     forms.check_probabilities(node, scores, weighted, interpreter)
+    output = forms.output(weighted.product, interpreter)
+    _check_path(node, scores, weighted, output)
+    _check_casts((*scores.path, *weighted.path), query.tensor)
     found = CachedAttention(
         query=query.tensor,
         key=key,
         value=value,
-        output=forms.output(weighted.product, interpreter),
+        output=output,
         heads=heads,
         scale=query.scale * scores.scale * key.scale,
         softcap=scores.softcap,
@@ -151,7 +159,7 @@ class _Forms:
     ) -> None:
         """Reshapes on the way from product to product only join batch and heads, or part them again."""
         axes = dataclasses.replace(self.scores, order=_joined(self.scores, self.is_joined))
-        for node in (scores.product, *reversed(scores.path), softmax, *weighted.reshapes):
+        for node in (scores.product, *reversed(scores.path), softmax, *weighted.path):
             if node.op_type == "Reshape":
                 axes = follow(axes, node, interpreter)
             if axes.order not in (_joined(self.scores, True), _joined(self.scores, False)):
@@ -190,12 +198,36 @@ def _joined(axes: Axes, is_joined: bool) -> tuple[Axis, ...]:
     return ((*batch, *heads), *rest) if is_joined else axes.order
 
 
-def _check_axis(node: ir.Node) -> None:
+def _check_axis(node: ir.Node, opset: int) -> None:
+    if opset < _OLDEST_SOFTMAX:
+        raise NotUnderstood(
+            f"its Softmax is of opset {opset}, where it may run along several axes at once: export the model with "
+            f"opset {_OLDEST_SOFTMAX} or newer"
+        )
     axis = cache_match.int_attribute(node, "axis", -1)
     scores = node.inputs[0]
     rank = None if scores is None or scores.shape is None else len(scores.shape)
     if axis != -1 and axis + 1 != rank:
         raise NotUnderstood(f"its Softmax runs along axis {axis} of {rank if rank is not None else 'unknown'} axes")
+
+
+def _check_path(softmax: ir.Node, scores: Scores, weighted: _Weighted, output: ir.Value) -> None:
+    """Scores and probabilities are for this attention alone."""
+    made = [scores.product, *scores.path, *scores.helpers, softmax, *weighted.path]
+    if output is not weighted.product.outputs[0]:
+        made.append(weighted.product)
+    own = {*made, weighted.product, output.producer()}
+    check_score_readers([output for node in made for output in node.outputs], {node for node in own if node})
+
+
+def _check_casts(path: Sequence[ir.Node], query: ir.Value) -> None:
+    """DeltaAttention computes scores no less precisely than in the type of its query."""
+    for node in path:
+        if node.op_type == "Cast" and cache_match.narrows(node, query.dtype):
+            raise NotUnderstood(
+                f"its scores are rounded to {ir.DataType(node.attributes['to'].as_int())} by node "
+                f"{node.name or node.outputs[0].name!r} (Cast), and its query is {query.dtype}"
+            )
 
 
 def _peel_query(value: ir.Value, interpreter: MaskInterpreter) -> _Query:
@@ -226,7 +258,7 @@ def _peel_query(value: ir.Value, interpreter: MaskInterpreter) -> _Query:
 def _follow_probabilities(softmax: ir.Node) -> _Weighted:
     """Walk from a Softmax to the one product that reads it."""
     value = softmax.outputs[0]
-    reshapes: list[ir.Node] = []
+    path: list[ir.Node] = []
     for _ in range(_MAX_STEPS):
         if value.is_graph_output():
             raise NotUnderstood(
@@ -234,7 +266,8 @@ def _follow_probabilities(softmax: ir.Node) -> _Weighted:
             )
         guarded = _without_nan(value)
         if guarded is not None:
-            value = guarded
+            path += guarded
+            value = guarded[-1].outputs[0]
             continue
         readers = [(node, index) for node, index in value.uses() if node.op_type != "Shape"]
         if len(readers) != 1:
@@ -242,13 +275,12 @@ def _follow_probabilities(softmax: ir.Node) -> _Weighted:
             raise NotUnderstood(f"its probabilities {value.name!r} are read by {who}")
         node, index = readers[0]
         if node.op_type == "MatMul" and node.domain in _STANDARD and index == 0:
-            return _Weighted(node, tuple(reshapes))
+            return _Weighted(node, tuple(path))
         if index or node.domain not in _STANDARD or not _keeps_probabilities(node):
             raise NotUnderstood(
                 f"its probabilities are changed by node {node.name or node.outputs[0].name!r} ({node.op_type})"
             )
-        if node.op_type == "Reshape":
-            reshapes.append(node)
+        path.append(node)
         value = node.outputs[0]
     raise NotUnderstood(f"its values are more than {_MAX_STEPS} nodes away from its Softmax")
 
@@ -256,20 +288,25 @@ def _follow_probabilities(softmax: ir.Node) -> _Weighted:
 def _keeps_probabilities(node: ir.Node) -> bool:
     if node.op_type == "Dropout":
         training = node.inputs[2] if len(node.inputs) > 2 else None
-        mode = None if training is None else ir.convenience.get_const_tensor(training)
-        return training is None or (mode is not None and not np.any(mode.numpy()))
+        return training is None or holds_only(training, 0)
     if node.op_type == "Cast":
         return node.attributes["to"].as_int() in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
     return node.op_type in ("Identity", "Reshape")
 
 
-def _without_nan(value: ir.Value) -> ir.Value | None:
-    """Where(IsNaN(p), 0, p): rows that see nothing give 0, as DeltaAttention's do; None if this is not read so."""
+def _without_nan(value: ir.Value) -> list[ir.Node] | None:
+    """IsNaN and Where of Where(IsNaN(p), 0, p), where p is read so: rows that see nothing give 0, as they should."""
     readers = [node for node, _ in value.uses() if node.op_type != "Shape"]
     nodes = {node.op_type: node for node in readers}
     if set(nodes) != {"IsNaN", "Where"} or len(readers) != 2:
         return None
     where, is_nan = nodes["Where"], nodes["IsNaN"].outputs[0]
-    zero = None if where.inputs[1] is None else ir.convenience.get_const_tensor(where.inputs[1])
     guards = where.inputs[0] is is_nan and where.inputs[2] is value and len(is_nan.uses()) == 1
-    return where.outputs[0] if guards and zero is not None and not np.any(zero.numpy()) else None
+    return [nodes["IsNaN"], where] if guards and _is_zero(where.inputs[1], value) else None
+
+
+def _is_zero(value: ir.Value | None, tensor: ir.Value) -> bool:
+    """Whether a value is one zero that gives a tensor no new axes."""
+    zero = constant_of(value)
+    axes = 0 if tensor.shape is None else len(tensor.shape)
+    return holds_only(value, 0) and zero is not None and len(zero.shape) <= axes

@@ -20,7 +20,7 @@ class PinCacheShapesPass(ir.passes.InPlacePass):
     Replacement:    the same with [batch, Hkv, past_sequence_length, D]
 
     A cache that held no more than its layer's window gets the name of a whole cache's length, because DeltaAttention
-    keeps every row and hides those behind the window.
+    keeps every row and hides those behind the window. Only GroupQueryAttention has such caches.
     """
 
     def __init__(self, sites: Sequence[AttentionSite]) -> None:
@@ -35,7 +35,9 @@ class PinCacheShapesPass(ir.passes.InPlacePass):
                 if cache.shape is None:
                     continue
                 batch, _, rows, _ = cache.shape.dims
-                pinned = ir.Shape([batch, site.kv_num_heads, _whole(rows), site.head_size])
+                pinned = ir.Shape(
+                    [batch, site.kv_num_heads, rows if site.lengths is None else _whole(rows), site.head_size]
+                )
                 modified = modified or pinned != cache.shape
                 cache.shape = pinned
         return ir.passes.PassResult(model, modified=modified)

@@ -30,11 +30,18 @@ from deltallm_onnx.passes.retype_caches import RetypeCachesPass
 from deltallm_onnx.passes.site import AttentionSite, Declined
 from deltallm_onnx.passes.unfuse import UnfusePass
 from deltallm_onnx.passes.unify_inputs import refuse_mixed, unify_inputs
-from deltallm_onnx.passes.whole_model import refuse_cache_lengths, refuse_mixed_forms, refuse_unread_caches
+from deltallm_onnx.passes.whole_model import (
+    refuse_cache_lengths,
+    refuse_mixed_forms,
+    refuse_shared_caches,
+    refuse_unread_caches,
+)
 from deltallm_onnx.passes.write_metadata import PREFIX, VERSION, WriteMetadataPass
 
 #: How many refused layers a message lists before it counts the rest.
 _LISTED = 3
+#: How many characters of another error a message quotes.
+_LONGEST_REASON = 300
 
 
 def rewrite_model(
@@ -49,7 +56,8 @@ def rewrite_model(
 ) -> RewriteReport:
     """Replace every attention layer of a model by delta attention, in place.
 
-    Nothing is changed before every layer has been matched, so a refusal leaves the model as it was.
+    Nothing but shapes is added before every layer has been matched. A refusal after that (an opset that is not
+    converted, scores or cache lengths that are needed elsewhere) may leave the model half rewritten: drop it.
 
     Args:
         model: holds standard `Attention` nodes with caches, as `deltallm_onnx.export` writes them,
@@ -66,6 +74,34 @@ def rewrite_model(
     Raises:
         DeltaLLMError: where the model has no attention, was rewritten before, or has a layer that is not understood.
     """
+    try:
+        return _rewrite(
+            model,
+            config,
+            unfused=unfused,
+            statistics=statistics,
+            allow_partial=allow_partial,
+            source_sha256=source_sha256,
+            expected=expected,
+        )
+    except (ir.passes.InvariantError, ValueError) as error:
+        reason = " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".")
+        raise DeltaLLMError(
+            f"The passes did not understand this model and cannot rewrite it ({reason}): this is a defect of "
+            "deltallm-onnx, so please report it with the way the model was exported."
+        ) from error
+
+
+def _rewrite(
+    model: ir.Model,
+    config: DeltaConfig,
+    *,
+    unfused: bool,
+    statistics: bool,
+    allow_partial: bool,
+    source_sha256: str | None,
+    expected: ExpectedAttention | None,
+) -> RewriteReport:
     _refuse_rewritten(model)
     _refuse_invalid(model)
     infer_missing_shapes(model)
@@ -74,6 +110,7 @@ def rewrite_model(
     declined = tuple(entry for entry in found if isinstance(entry, Declined))
     _refuse(model, sites, declined, allow_partial=allow_partial)
     refuse_mixed_forms(sites if allow_partial else found)
+    refuse_shared_caches(sites)
     if not allow_partial:
         refuse_unread_caches(model, sites)
     remarks = [] if expected is None else compare_with_source(sites, expected)
@@ -83,9 +120,7 @@ def rewrite_model(
     else:
         refuse_mixed(sites)
         if raise_opset(model):
-            infer_missing_shapes(model)
-            found = find_layers(model)
-            sites = [entry for entry in found if isinstance(entry, AttentionSite)]
+            sites = _found_again(model, sites)
     layers = f"{len(sites)}/{len(found)} attention layers"
     lines = [f"{layers} rewritten"]
     lines += [f"layer {d.layer} ({d.node}) left dense: {d.reason}" for d in declined]
@@ -117,6 +152,21 @@ def rewrite_model(
     return RewriteReport(len(found), len(sites), declined, removed, tuple(lines))
 
 
+def _found_again(model: ir.Model, sites: list[AttentionSite]) -> list[AttentionSite]:
+    """The same layers, after the model was converted to another opset."""
+    infer_missing_shapes(model)
+    found = find_layers(model)
+    again = [entry for entry in found if isinstance(entry, AttentionSite)]
+    if {site.layer for site in again} != {site.layer for site in sites}:
+        lost = next((entry.reason for entry in found if isinstance(entry, Declined)), "its Softmax is gone")
+        raise DeltaLLMError(
+            f"Of {len(sites)} attention layers {len(again)} are understood after the conversion to opset "
+            f"{model.opset_imports.get('', 0)} ({lost}): export the model with a newer opset, or choose a packed "
+            "cache_format (int8 or int4), which needs no conversion."
+        )
+    return again
+
+
 def _refuse_rewritten(model: ir.Model) -> None:
     """A second rewrite would code keys that are coded already."""
     version = model.metadata_props.get(VERSION)
@@ -138,7 +188,7 @@ def _refuse_invalid(model: ir.Model) -> None:
         check_onnx(model)
     except Exception as error:
         # The checker raises its own error, but serialising a malformed graph for it can raise others.
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
         raise DeltaLLMError(f"The model is not valid ONNX ({reason}): export it again.") from error
 
 

@@ -6,8 +6,10 @@ import math
 import operator
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 
+from deltallm_onnx.passes.constants import constant_of
 from deltallm_onnx.passes.mask_domain import Positions, Vector
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.site import NotUnderstood
@@ -45,7 +47,7 @@ def _scalar(value: ir.Value, interpreter: MaskInterpreter, depth: int) -> float 
         return None
     if value.shape is not None and (len(value.shape) > _MAX_RANK or any(size != 1 for size in value.shape)):
         return None
-    constant = ir.convenience.get_const_tensor(value)
+    constant = constant_of(value)
     if constant is not None:
         return _number(constant)
     node = value.producer()
@@ -78,15 +80,25 @@ def _fixed_length(value: ir.Value, interpreter: MaskInterpreter) -> float | None
 
 
 def _compute(node: ir.Node, x: list[float]) -> float | None:
+    if node.op_type == "Cast":
+        return _rounded(x[0], ir.DataType(node.attributes["to"].as_int()))
     if node.op_type in _SAME:
-        # Casts between float types alone: others round in ways of their own.
-        return x[0] if node.op_type != "Cast" or node.attributes["to"].as_int() in _FLOATS else None
+        return x[0]
     whole = node.inputs[0] is not None and node.inputs[0].dtype in (ir.DataType.INT64, ir.DataType.INT32)
     compute = None if whole and node.op_type == "Div" else _ARITHMETIC.get(node.op_type)
     try:
         return None if compute is None else float(compute(*x))
     except (ArithmeticError, ValueError, TypeError):
         return None
+
+
+def _rounded(number: float, dtype: ir.DataType) -> float | None:
+    """A number as a float type holds it; None for whole numbers, to which models round in ways of their own."""
+    if dtype not in _FLOATS:
+        return None
+    with np.errstate(over="ignore"):
+        rounded = float(dtype.numpy().type(number))
+    return rounded if math.isfinite(rounded) else None
 
 
 def same_number(a: float, b: float) -> bool:
@@ -119,7 +131,7 @@ def _factor_of(tensor: ir.Value, factor: ir.Value, interpreter: MaskInterpreter)
     number = scalar(factor, interpreter)
     if number is None:
         return None
-    constant = ir.convenience.get_const_tensor(factor)
+    constant = constant_of(factor)
     shape = factor.shape if constant is None else constant.shape
     axes = 1 if tensor.shape is None else len(tensor.shape)
     return number if shape is not None and len(shape) <= axes else None

@@ -6,6 +6,7 @@ import dataclasses
 
 import onnx_ir as ir
 
+from deltallm_onnx.passes.constants import constant_of
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.masks import is_hiding
 from deltallm_onnx.passes.scalar_scale import scale_factor
@@ -36,6 +37,7 @@ class Scores:
         softcap: c in c·tanh(scores / c); 0 for none.
         masks: the last one applied first.
         path: the nodes on the way, the last one first.
+        helpers: nodes beside the way that compute on scores what their Softmax does not notice.
     """
 
     product: ir.Node
@@ -43,6 +45,7 @@ class Scores:
     softcap: float
     masks: tuple[Mask, ...]
     path: tuple[ir.Node, ...]
+    helpers: tuple[ir.Node, ...] = ()
 
 
 def read_scores(softmax: ir.Node, interpreter: MaskInterpreter) -> Scores:
@@ -50,7 +53,8 @@ def read_scores(softmax: ir.Node, interpreter: MaskInterpreter) -> Scores:
 
     Matched, in this order, each part optional:
 
-        MatMul ▶ Mul or Div by numbers ▶ Div c ▶ Tanh ▶ Mul c ▶ Add(mask) or Where(mask, ., -inf), several ▶ Softmax
+        MatMul ▶ Mul or Div by numbers ▶ Div c ▶ Tanh ▶ Mul c ▶ Add(mask) or Where(mask, ., -inf), several ▶
+        Sub(., ReduceMax(.)) ▶ Softmax
 
     with Reshape between three axes [B·Hq, S, T] and four [B, Hq, S, T], and Cast between float types.
 
@@ -65,7 +69,7 @@ def read_scores(softmax: ir.Node, interpreter: MaskInterpreter) -> Scores:
         if node.domain not in _STANDARD:
             raise NotUnderstood(f"its scores are computed with {_describe(node)}")
         if node.op_type == "MatMul":
-            return Scores(node, walk.scale, walk.softcap, tuple(walk.masks), tuple(walk.path))
+            return Scores(node, walk.scale, walk.softcap, tuple(walk.masks), tuple(walk.path), tuple(walk.helpers))
         value = walk.before(node)
     raise NotUnderstood(f"its scores are more than {_MAX_STEPS} nodes away from a product of queries and keys")
 
@@ -78,6 +82,7 @@ class _Walk:
         self.scale, self.softcap = 1.0, 0.0
         self.masks: list[Mask] = []
         self.path: list[ir.Node] = []
+        self.helpers: list[ir.Node] = []
 
     def before(self, node: ir.Node) -> ir.Value | None:
         """The scores that a node changes, its change noted."""
@@ -88,7 +93,9 @@ class _Walk:
             return self._unscaled(node)
         if node.op_type in ("Identity", "Cast"):
             return _same_numbers(node)
-        if node.op_type == "Reshape" or (node.op_type == "Sub" and _is_largest(node)):
+        if node.op_type == "Sub":
+            return self._unshifted(node)
+        if node.op_type == "Reshape":
             return node.inputs[0]
         if node.op_type == "Concat":
             raise NotUnderstood(
@@ -104,7 +111,17 @@ class _Walk:
         self.masks.append(dataclasses.replace(mask, factor=self.scale))
         return scores
 
-    def _unscaled(self, node: ir.Node) -> ir.Value:
+    def _unshifted(self, node: ir.Node) -> ir.Value | None:
+        largest = _largest(node)
+        if largest is None:
+            raise NotUnderstood(f"its scores are computed with {_describe(node)}, which is not understood")
+        if self.softcap or self.masks:
+            # A Softmax does not notice what a whole row shares; a tanh does.
+            raise NotUnderstood(f"its scores are shifted by {_describe(node)} before they are capped or masked")
+        self.helpers.append(largest)
+        return node.inputs[0]
+
+    def _unscaled(self, node: ir.Node) -> ir.Value | None:
         capped = _softcap(node, self._interpreter)
         if capped is None:
             factor = scale_factor(node, self._interpreter)
@@ -115,9 +132,10 @@ class _Walk:
         if self.softcap or self.scale != 1:
             raise NotUnderstood(f"its scores are scaled or capped again after {_describe(node)}")
         # c·tanh(x) caps c·x at c.
-        value, self.softcap = capped
+        tanh, self.softcap = capped
         self.scale = self.softcap
-        return value
+        self.path += [tanh] if tanh is not node else []
+        return tanh.inputs[0]
 
 
 def is_attention(softmax: ir.Node) -> bool:
@@ -156,7 +174,7 @@ def _is_weight(value: ir.Value | None, depth: int = 0) -> bool:
     """Whether a value is a constant, or computed from constants alone."""
     if value is None or depth > _MAX_STEPS:
         return False
-    if value.is_initializer() or ir.convenience.get_const_tensor(value) is not None:
+    if value.is_initializer() or constant_of(value) is not None:
         return True
     node = value.producer()
     if node is None or node.op_type not in _OF_WEIGHTS:
@@ -181,32 +199,34 @@ def _masked(node: ir.Node) -> tuple[ir.Value, Mask]:
     condition = node.inputs[0]
     if condition is None or not is_hiding(other):
         raise NotUnderstood(f"{_describe(node)} replaces scores by {other.name!r}, which does not hide them")
+    constant = constant_of(other)
+    if other.is_graph_input() or (constant is not None and constant.size != 1):
+        raise NotUnderstood(f"{_describe(node)} replaces scores by {other.name!r}, which is not one fixed number")
     return scores[0], Mask(condition, rank, hides=node.inputs[2] is scores[0])
 
 
-def _softcap(node: ir.Node, interpreter: MaskInterpreter) -> tuple[ir.Value, float] | None:
-    """X and c of c·tanh(x)."""
+def _softcap(node: ir.Node, interpreter: MaskInterpreter) -> tuple[ir.Node, float] | None:
+    """The Tanh and c of c·tanh(x)."""
     factor = scale_factor(node, interpreter)
     tanh = node if node.op_type == "Tanh" else None if factor is None else factor[0].producer()
-    if tanh is None or tanh.op_type != "Tanh" or tanh.inputs[0] is None:
+    if tanh is None or tanh.op_type != "Tanh":
         return None
     cap = 1.0 if factor is None else factor[1]
     if cap <= 0:
         raise NotUnderstood(f"its scores are {cap:g}·tanh(scores), which is no softcap")
-    return tanh.inputs[0], cap
+    return tanh, cap
 
 
-def _is_largest(node: ir.Node) -> bool:
-    """Whether a Sub takes the largest score of a row from the row, which a Softmax does not notice."""
+def _largest(node: ir.Node) -> ir.Node | None:
+    """The ReduceMax of a Sub that takes the largest score of a row from the row; None for any other Sub."""
     largest = None if node.inputs[1] is None else node.inputs[1].producer()
     if largest is None or largest.op_type != "ReduceMax" or largest.inputs[0] is not node.inputs[0]:
-        return False
+        return None
     kept = "keepdims" not in largest.attributes or largest.attributes["keepdims"].as_int() == 1
     if "axes" in largest.attributes:
-        return kept and list(largest.attributes["axes"].as_ints()) == [-1]
-    axes = largest.inputs[1] if len(largest.inputs) > 1 else None
-    constant = None if axes is None else ir.convenience.get_const_tensor(axes)
-    return kept and constant is not None and constant.numpy().reshape(-1).tolist() == [-1]
+        return largest if kept and list(largest.attributes["axes"].as_ints()) == [-1] else None
+    constant = constant_of(largest.inputs[1] if len(largest.inputs) > 1 else None)
+    return largest if kept and constant is not None and constant.numpy().reshape(-1).tolist() == [-1] else None
 
 
 def _same_numbers(node: ir.Node) -> ir.Value | None:

@@ -18,6 +18,7 @@ def refuse_mixed(sites: Sequence[AttentionSite]) -> None:
         DeltaLLMError: naming two layers and what one of them has.
     """
     rotating = [site for site in sites if site.rotary is not None]
+    _refuse_wide(sites, rotating)
     for group, inputs in ((sites, _optional_inputs), (rotating, _rotary_inputs)):
         for site in group[1:]:
             differing = sorted(inputs(group[0]) ^ inputs(site))
@@ -27,6 +28,29 @@ def refuse_mixed(sites: Sequence[AttentionSite]) -> None:
                     "which one fallback function cannot serve: choose a packed cache_format (int8 or int4), which has "
                     "none, or export the model with one kind of attention for all layers."
                 )
+
+
+def _refuse_wide(sites: Sequence[AttentionSite], rotating: Sequence[AttentionSite]) -> None:
+    """Refuse layers that do not rotate and have fewer channels than the tables of those that do."""
+    for site in sites if 0 < len(rotating) < len(sites) else ():
+        width = _table_width(_donor(rotating))
+        if site.rotary is None and width is not None and 2 * width > site.head_size:
+            raise DeltaLLMError(
+                f"Layer {site.layer} does not rotate its {site.head_size} channels and layer {_donor(rotating).layer} "
+                f"rotates {2 * width}, which one fallback function cannot serve: choose a packed cache_format (int8 or "
+                "int4), which has none."
+            )
+
+
+def _donor(rotating: Sequence[AttentionSite]) -> AttentionSite:
+    """The layer that rotates the fewest channels."""
+    return min(rotating, key=lambda site: _table_width(site) or site.head_size)
+
+
+def _table_width(site: AttentionSite) -> int | None:
+    shape = None if site.rotary is None else site.rotary.cos.shape
+    width = None if shape is None else shape[-1]
+    return width if isinstance(width, int) else None
 
 
 def unify_inputs(graph: ir.Graph, sites: Sequence[AttentionSite]) -> list[AttentionSite]:
@@ -44,7 +68,7 @@ def unify_inputs(graph: ir.Graph, sites: Sequence[AttentionSite]) -> list[Attent
     """
     rotating = [site for site in sites if site.rotary is not None]
     if 0 < len(rotating) < len(sites):
-        rotary = _identity(graph, rotating[0])
+        rotary = _identity(graph, _donor(rotating))
         sites = [site if site.rotary is not None else dataclasses.replace(site, rotary=rotary) for site in sites]
     if any(site.key is None for site in sites):
         sites = [site if site.key is None else _packed(graph, site) for site in sites]

@@ -29,6 +29,23 @@ def refuse_mixed_forms(found: Sequence[AttentionSite | Declined]) -> None:
         raise DeltaLLMError(f"The model mixes forms of attention ({listed}): export it with one form for all layers.")
 
 
+def refuse_shared_caches(sites: Sequence[AttentionSite]) -> None:
+    """Refuse layers of which each would write the other's cache.
+
+    Raises:
+        DeltaLLMError: naming the cache and both layers.
+    """
+    owners: dict[ir.Value, int] = {}
+    for site in sites:
+        for cache in (site.past_key, site.past_value, site.present_key, site.present_value):
+            if cache in owners:
+                raise DeltaLLMError(
+                    f"{cache.name!r} is a cache of layer {owners[cache]} and once more of layer {site.layer}: convert "
+                    "the model from its Hugging Face directory."
+                )
+            owners[cache] = site.layer
+
+
 def unread_caches(model: ir.Model, sites: Sequence[AttentionSite]) -> list[str]:
     """Names of the graph inputs that look like key/value caches and belong to no site."""
     used = {value for site in sites for value in (site.past_key, site.past_value)}

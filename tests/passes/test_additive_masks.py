@@ -115,10 +115,16 @@ def test_a_condition_that_hides() -> None:
 
 @pytest.mark.parametrize(
     ("number", "hides"),
-    [(-np.inf, True), (-3.4028235e38, True), (-65504, True), (-65503, False), (-1e4, False), (0, False)],
+    [(-np.inf, True), (-3.4028235e38, True), (-1e31, True), (-9e29, False), (-1e9, False), (-65504, False), (0, False)],
 )
 def test_what_hides(number: float, hides: bool) -> None:
     value = ir.Value(name="fill", const_value=ir.tensor(np.array(number, np.float32)))
+    assert is_hiding(value) == hides
+
+
+@pytest.mark.parametrize(("number", "hides"), [(-np.inf, True), (-65504, True), (-65472, False), (-1e4, False)])
+def test_what_hides_in_float16(number: float, hides: bool) -> None:
+    value = ir.Value(name="fill", const_value=ir.tensor(np.array(number, np.float16)))
     assert is_hiding(value) == hides
 
 

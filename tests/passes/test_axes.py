@@ -6,14 +6,16 @@ import math
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from deltallm_onnx.passes.affine import Affine
-from deltallm_onnx.passes.axes import Axes
+from deltallm_onnx.passes.axes import Axes, follow
 from deltallm_onnx.passes.head_expansion import query_heads
+from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.site import NotUnderstood
 
 #: Two lengths that only a run knows, and two that the model fixes; all different primes.
@@ -108,6 +110,26 @@ def test_what_the_number_of_elements_does_not_settle_is_refused(target: list[Aff
         return
     with pytest.raises(ValueError, match=words):
         axes.reshaped(target, zero_copies=True)
+
+
+def test_an_axis_is_not_repeated_beyond_its_own_length() -> None:
+    _, axes = start()
+    batch, token = Affine.symbol("batch"), Affine.symbol("token")
+    for same in ([batch, Affine(3), token, Affine(7)], [Affine(1)] * 4, [None] * 4):
+        assert axes.expanded(same).order == axes.order
+    for place, other in ((0, Affine(4)), (0, token), (1, Affine(6)), (2, token + Affine(1))):
+        target: list[Affine | None] = [Affine(1)] * 4
+        target[place] = other
+        with pytest.raises(ValueError, match="repeats the axis"):
+            axes.expanded(target)
+
+
+@pytest.mark.parametrize("op", ["Squeeze", "Unsqueeze"])
+def test_axes_in_an_attribute_are_refused(op: str) -> None:
+    _, axes = start()
+    node = ir.node(op, [ir.Value(name="keys")], {"axes": [0]})
+    with pytest.raises(NotUnderstood, match="names its axes in an attribute"):
+        follow(axes, node, MaskInterpreter())
 
 
 def test_heads_are_shared_in_groups() -> None:

@@ -90,6 +90,10 @@ def _past_from_a_node(g: GraphBuilder) -> None:
     node.input[4] = "copied"
 
 
+def _past_returned(g: GraphBuilder) -> None:
+    g.output("past_key_values.0.key", FLOAT, ["batch", KV_HEADS, "past", HEAD_SIZE])
+
+
 def _past_read_elsewhere(g: GraphBuilder) -> None:
     g.output(g.node("Abs", "past_key_values.0.key"), FLOAT, ["batch", KV_HEADS, "past", HEAD_SIZE])
 
@@ -150,6 +154,7 @@ FAULTS: dict[str, tuple[Callable[[GraphBuilder], None], str]] = {
     "no present": (_without_present, "no present_key and present_value"),
     "unused present": (_unused_present, "present_value 'present.0.value' is not a graph output"),
     "past from a node": (_past_from_a_node, "past_key 'copied' is not a graph input"),
+    "past returned": (_past_returned, "its past_key 'past_key_values.0.key' is also a graph output"),
     "past read elsewhere": (_past_read_elsewhere, "'past_key_values.0.key' is also read by Abs"),
     "present read elsewhere": (_present_read_elsewhere, "'present.0.value' is also read by Neg"),
     "one cache for both": (_one_cache_for_both, "as past key and as past value"),

@@ -16,10 +16,12 @@ from support.attention_models import (
     exporter_mask,
     seen_by_position,
 )
+from support.softmax_models import Spelling, softmax_model
 
 import deltallm_onnx
 from deltallm_onnx import DeltaConfig, DeltaLLMError
-from deltallm_onnx.passes import naming, rewrite_model
+from deltallm_onnx.passes import naming, pipeline, rewrite_model
+from deltallm_onnx.passes.site import AttentionSite, Declined
 
 CONFIG = DeltaConfig(
     threshold=0.75,
@@ -296,6 +298,36 @@ def test_no_attention_is_refused_with_what_is_there() -> None:
             model.opset_imports[domain] = 1
         with pytest.raises(DeltaLLMError, match=words):
             rewrite_model(model, CONFIG)
+
+
+@pytest.mark.parametrize("error", [ir.passes.PostconditionError, ir.passes.PreconditionError, ValueError])
+def test_a_pass_that_fails_is_a_refusal(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise error("Graph contains\na cycle.")
+
+    monkeypatch.setattr(pipeline.RetypeCachesPass, "call", fail)
+    with pytest.raises(
+        DeltaLLMError, match=r"did not understand this model .*Graph contains a cycle.*: this is a defect"
+    ):
+        rewrite_model(dense(), CONFIG)
+
+
+def test_layers_lost_by_a_conversion_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = pipeline.find_layers
+    calls: list[int] = []
+
+    def lose(model: ir.Model) -> list[AttentionSite | Declined]:
+        calls.append(model.opset_imports[""])
+        layers = found(model)
+        return layers if len(calls) == 1 else [layers[0], Declined(1, "node", "its Softmax is lost")]
+
+    monkeypatch.setattr(pipeline, "find_layers", lose)
+    model = ir.serde.deserialize_model(softmax_model(Spelling(layers=2, opset=17)))
+    with pytest.raises(
+        DeltaLLMError, match=r"Of 2 attention layers 1 are understood after .* 18 \(its Softmax is lost\)"
+    ):
+        rewrite_model(model, CONFIG)
+    assert calls == [17, 18]
 
 
 def test_invalid_onnx_is_refused() -> None:

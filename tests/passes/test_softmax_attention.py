@@ -299,6 +299,142 @@ def _second_mask_off_by_one(g: GraphBuilder) -> None:
     g.nodes.insert(g.nodes.index(_node(g, "Softmax")), g.nodes.pop())
 
 
+def _before(g: GraphBuilder, reader: onnx.NodeProto, place: int, build: Callable[[str], str]) -> None:
+    """Put nodes between a node and one of its inputs."""
+    count = len(g.nodes)
+    reader.input[place] = build(reader.input[place])
+    added, g.nodes[count:] = g.nodes[count:], []
+    where = g.nodes.index(reader)
+    g.nodes[where:where] = added
+
+
+def _largest_subtracted(g: GraphBuilder, scores: str, axes: str | list[int]) -> str:
+    return g.node("Sub", scores, g.node("ReduceMax", scores, axes, keepdims=1))
+
+
+def _shifted_before_the_cap(g: GraphBuilder) -> None:
+    _before(g, _node(g, "Div"), 0, lambda scores: _largest_subtracted(g, scores, [-1]))
+
+
+def _shifted_along_fed_axes(g: GraphBuilder) -> None:
+    g.initializers.append(onnx.numpy_helper.from_array(np.array([-1]), "axes"))
+    g.input("axes", INT64, [1])
+    _before(g, _node(g, "Softmax"), 0, lambda scores: _largest_subtracted(g, scores, "axes"))
+
+
+def _guard(g: GraphBuilder) -> onnx.NodeProto:
+    return next(node for node in g.nodes if node.op_type == "Where" and "probabilities.0" in node.input)
+
+
+def _guard_fed(g: GraphBuilder) -> None:
+    g.input(_guard(g).input[1], FLOAT, [])
+
+
+def _guard_widens(g: GraphBuilder) -> None:
+    _guard(g).input[1] = float_constant(g, 0.0, (3, 1, 1, 1))
+
+
+def _guard_of_five_axes(g: GraphBuilder) -> None:
+    _guard(g).input[1] = float_constant(g, 0.0, (1, 1, 1, 1, 1))
+
+
+def _hidden(g: GraphBuilder) -> str:
+    where = next(node for node in g.nodes if node.op_type == "Where" and "probabilities.0" not in node.input)
+    return where.input[2]
+
+
+def _hidden_fed(g: GraphBuilder) -> None:
+    g.input(_hidden(g), FLOAT, [])
+
+
+def _hidden_widens(g: GraphBuilder) -> None:
+    wide, place = float_constant(g, -math.inf, (3, 1, 1, 1)), _hidden(g)
+    for node in g.nodes:
+        node.input[:] = [wide if name == place else name for name in node.input]
+
+
+def _dropout_fed(g: GraphBuilder) -> None:
+    g.initializers.append(onnx.numpy_helper.from_array(np.array(False), "training"))
+    g.input("training", TensorProto.BOOL, [])
+    _insert_after(g, "probabilities.0", "Dropout", "", float_constant(g, 0.5), "training")
+
+
+def _scale_fed(g: GraphBuilder) -> None:
+    g.input(next(name for name in _node(g, "Mul").input if name.startswith("constant")), FLOAT, [])
+
+
+def _rounded(value: str) -> Callable[[GraphBuilder], None]:
+    """Through float16 and back."""
+
+    def change(g: GraphBuilder) -> None:
+        _insert_after(g, value, "Cast", "", to=FLOAT)
+        back = next(node for node in g.nodes if node.op_type == "Cast" and value in node.input)
+        _before(g, back, 0, lambda name: g.node("Cast", name, to=TensorProto.FLOAT16))
+
+    return change
+
+
+def _scores_output(g: GraphBuilder) -> None:
+    g.output("scores.0", FLOAT, ["batch", QUERY_HEADS, "sequence", "total"])
+
+
+def _scores_read(g: GraphBuilder) -> None:
+    g.output(g.node("Neg", "scores.0"), FLOAT, ["batch", QUERY_HEADS, "sequence", "total"])
+
+
+def _scores_shape_returned(g: GraphBuilder) -> None:
+    g.output(g.node("Add", g.node("Shape", "scores.0"), 1), INT64, [4])
+
+
+def _capped_scores_read(g: GraphBuilder) -> None:
+    tanh = _node(g, "Tanh").output[0]
+    g.output(g.node("Neg", tanh), FLOAT, ["batch", QUERY_HEADS, "sequence", "total"])
+
+
+def _read_in_a_branch(value: str) -> Callable[[GraphBuilder], None]:
+    def change(g: GraphBuilder) -> None:
+        g.initializers.append(onnx.numpy_helper.from_array(np.array(True), "condition"))
+
+        def branch(name: str) -> onnx.GraphProto:
+            node, output = helper.make_node("Neg", [value], [name]), helper.make_tensor_value_info(name, FLOAT, None)
+            return helper.make_graph([node], name, [], [output])
+
+        node = helper.make_node("If", ["condition"], ["chosen"], then_branch=branch("a"), else_branch=branch("b"))
+        g.nodes.append(node)
+        g.output("chosen", FLOAT, ["b", "h", "s", "t"])
+
+    return change
+
+
+def _concat_of_one(g: GraphBuilder) -> None:
+    readers = [node for node in g.nodes if "present.0.key" in node.input]
+    _before(g, readers[0], 0, lambda _: g.node("Concat", "key_heads.0", axis=2))
+    for node in readers:
+        node.input[:] = [readers[0].input[0] if name == "present.0.key" else name for name in node.input]
+
+
+def _lengths_nested(g: GraphBuilder) -> None:
+    def nest(lengths: str) -> str:
+        for _ in range(1200):
+            lengths = g.node("Concat", lengths, axis=0)
+        return lengths
+
+    _before(g, _node(g, "Expand"), 1, nest)
+
+
+def _batch_of_four(output: str) -> Callable[[GraphBuilder], None]:
+    def change(g: GraphBuilder) -> None:
+        product = next(node for node in g.nodes if output in node.output)
+        _before(g, product, 1, lambda name: g.node("Expand", name, [4, 1, 1, 1]))
+
+    return change
+
+
+def _query_of_another_batch(g: GraphBuilder) -> None:
+    query = next(value for value in g.inputs if value.name == "query.0")
+    query.type.tensor_type.shape.dim[0].dim_param = "query_batch"
+
+
 FAULTS: dict[str, tuple[Spelling, Callable[[GraphBuilder], None] | None, str]] = {
     "tiled heads": (Spelling(heads="tiled"), None, "head h meets head h mod Hkv instead of h div (Hq / Hkv)"),
     "tiled heads of Attention": (
@@ -336,6 +472,29 @@ FAULTS: dict[str, tuple[Spelling, Callable[[GraphBuilder], None] | None, str]] =
     "Einsum": (Spelling(), _einsum, "(Einsum), which is not understood"),
     "five query heads": (Spelling(), _query_of_five_heads, "its query has 5 heads and its key, repeated for them, 6"),
     "double": (Spelling(dtype=TensorProto.DOUBLE), None, "DOUBLE"),
+    "shifted before the cap": (Spelling(softcap=1.5), _shifted_before_the_cap, "before they are capped or masked"),
+    "shifted along fed axes": (Spelling(), _shifted_along_fed_axes, "(Sub), which is not understood"),
+    "guard fed": (Spelling(), _guard_fed, "'probabilities.0' are read by IsNaN"),
+    "guard that widens": (Spelling(), _guard_widens, "'probabilities.0' are read by IsNaN"),
+    "guard of five axes": (Spelling(), _guard_of_five_axes, "'probabilities.0' are read by IsNaN"),
+    "hidden number fed": (Spelling(mask="where", guard=False), _hidden_fed, "which does not hide them"),
+    "hidden number widens": (Spelling(mask="where", guard=False), _hidden_widens, "which is not one fixed number"),
+    "Dropout fed": (Spelling(guard=False), _dropout_fed, "(Dropout)"),
+    "scale fed": (Spelling(scale="scores"), _scale_fed, "(Mul), not with a number"),
+    "keys rounded": (Spelling(), _rounded("present.0.key"), "its key is rounded from FLOAT to FLOAT16"),
+    "values rounded": (Spelling(), _rounded("present.0.value"), "its value is rounded from FLOAT to FLOAT16"),
+    "scores rounded": (Spelling(), _rounded("scores.0"), "its scores are rounded to FLOAT16"),
+    "probabilities rounded": (Spelling(guard=False), _rounded("probabilities.0"), "its scores are rounded to FLOAT16"),
+    "scores an output": (Spelling(), _scores_output, "its scores 'scores.0' are a graph output"),
+    "scores read": (Spelling(), _scores_read, "its scores 'scores.0' are also read by Neg"),
+    "shape of scores returned": (Spelling(), _scores_shape_returned, "its scores 'scores.0' are also read by Shape"),
+    "capped scores read": (Spelling(softcap=1.5), _capped_scores_read, "are also read by Neg"),
+    "scores read in a branch": (Spelling(), _read_in_a_branch("scores.0"), "'scores.0' are also read by Neg"),
+    "Concat of one": (Spelling(), _concat_of_one, "its key is a Concat of less than a past and new ones"),
+    "lengths nested": (Spelling(), _lengths_nested, "joined of more than 64 parts"),
+    "keys of four rows": (Spelling(), _batch_of_four("scores.0"), "repeats the axis batch of length batch to 4"),
+    "values of four rows": (Spelling(), _batch_of_four("attended.0"), "repeats the axis batch of length batch to 4"),
+    "query of another batch": (Spelling(), _query_of_another_batch, "its query has the batch query_batch"),
 }
 
 
@@ -345,6 +504,74 @@ def test_fault_is_declined(name: str) -> None:
     found = match(Spelling(**{**spelling.__dict__, "changed": change}))
     assert isinstance(found, Declined), found
     assert words in found.reason
+
+
+@pytest.mark.parametrize("axes", ["input", "attribute"])
+def test_the_largest_score_may_be_subtracted(axes: str) -> None:
+    """A Softmax does not notice what a whole row shares."""
+
+    def shift(g: GraphBuilder) -> None:
+        if axes == "input":
+            _before(g, _node(g, "Softmax"), 0, lambda scores: _largest_subtracted(g, scores, [-1]))
+            return
+
+        def subtracted(scores: str) -> str:
+            return g.node("Sub", scores, g.node("ReduceMax", scores, axes=[-1], keepdims=1))
+
+        _before(g, _node(g, "Softmax"), 0, subtracted)
+
+    dense = softmax_model(Spelling(changed=shift, softcap=1.5, opset=18 if axes == "input" else 17))
+    feeds = random_feeds(dense, new=3, past=6, padding=0)
+    expected, actual = runner(dense)(feeds), runner(rewritten(dense))(feeds)
+    np.testing.assert_allclose(actual["output.0"], expected["output.0"], atol=TOLERANCE, rtol=0)
+
+
+def test_a_scale_is_rounded_as_its_casts_round_it() -> None:
+    """0.3 in float16 is 0.30004883, and its inverse cubed is 0.05 percent off."""
+
+    def scale(g: GraphBuilder) -> None:
+        def scaled(scores: str) -> str:
+            small = g.node("Cast", g.node("Cast", float_constant(g, 0.3), to=TensorProto.FLOAT16), to=FLOAT)
+            return g.node("Mul", scores, g.node("Pow", small, float_constant(g, -3.0)))
+
+        _before(g, next(node for node in g.nodes if "scores.0" in node.input), 0, scaled)
+
+    site = match(Spelling(scale="none", changed=scale))
+    assert isinstance(site, AttentionSite), site
+    assert site.scale == pytest.approx(float(np.float16(0.3)) ** -3, rel=1e-9)
+
+
+@pytest.mark.parametrize("cache_format", ["float32", "int8"])
+def test_a_softmax_before_opset_13_is_declined(cache_format: str) -> None:
+    """Without its attribute it runs over heads, queries and keys together."""
+    g = GraphBuilder(12)
+    g.input("input_ids", INT64, ["batch", "sequence"])
+    heads = {}
+    for name in ("query", "key", "value"):
+        heads[name] = g.input(f"{name}.0", FLOAT, ["batch", QUERY_HEADS, "sequence", HEAD_SIZE])
+    for name in ("key", "value"):
+        past = g.input(f"past_key_values.0.{name}", FLOAT, ["batch", QUERY_HEADS, "past", HEAD_SIZE])
+        heads[name] = g.node("Concat", past, heads[name], axis=2, output=f"present.0.{name}")
+    scores = g.node("MatMul", heads["query"], g.node("Transpose", heads["key"], perm=[0, 1, 3, 2]))
+    g.node("MatMul", g.node("Softmax", scores), heads["value"], output="output.0")
+    g.output("output.0", FLOAT, ["batch", QUERY_HEADS, "sequence", HEAD_SIZE])
+    for name in ("key", "value"):
+        g.output(f"present.0.{name}", FLOAT, ["batch", QUERY_HEADS, "total", HEAD_SIZE])
+    model = ir.serde.deserialize_model(g.build())
+    with pytest.raises(DeltaLLMError, match=r"its Softmax is of opset 12, where it may run along several axes at once"):
+        rewrite_model(model, profile("exact").replace(cache_format=cache_format))
+
+
+def test_layers_of_one_product_are_declined() -> None:
+    def share(g: GraphBuilder) -> None:
+        for node in g.nodes:
+            node.input[:] = ["scores.0" if name == "scores.1" else name for name in node.input]
+
+    model = ir.serde.deserialize_model(softmax_model(Spelling(layers=2, changed=share)))
+    with pytest.raises(
+        DeltaLLMError, match=r"2 of 2 attention layers are not understood: .* 'scores\.0' are also read"
+    ):
+        rewrite_model(model, EXACT, allow_partial=True)
 
 
 def test_is_causal_with_a_past_is_declined() -> None:

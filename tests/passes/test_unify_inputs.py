@@ -120,6 +120,15 @@ def assert_close(dense: onnx.ModelProto, delta: onnx.ModelProto, how: str) -> No
                 )
 
 
+def late_tables(g: GraphBuilder) -> None:
+    """Tables and positions that are made behind the first layer."""
+    node = layers(g)[1]
+    for place in (7, 8, 9):
+        if place < len(node.input) and node.input[place]:
+            node.input[place] = g.node("Identity", node.input[place])
+            g.nodes.insert(g.nodes.index(node), g.nodes.pop())
+
+
 EDITS: dict[str, tuple[Edit, dict[str, Any]]] = {
     "second layer does not rotate": (without_rotary(1), {"rotary": True}),
     "first layer does not rotate": (without_rotary(0), {"rotary": True, "packed": True}),
@@ -127,6 +136,7 @@ EDITS: dict[str, tuple[Edit, dict[str, Any]]] = {
     "first layer is not packed": (unpacked(0), {"packed": True, "rotary": True}),
     "last layer is not packed": (unpacked(2), {"packed": True}),
     "tables from If": (tables_from_if, {"rotary": True, "packed": True}),
+    "tables behind a layer without": (both(without_rotary(0), late_tables), {"rotary": True}),
     "tables from If, one layer without": (both(tables_from_if, without_rotary(1)), {"rotary": True}),
 }
 
@@ -189,3 +199,21 @@ def test_other_differences_are_refused_for_float_caches_only(edit: Edit, words: 
         == ir.serde.serialize_model(ir.serde.deserialize_model(dense)).SerializeToString()
     ), "a refusal leaves the model as it was"
     rewritten(dense, cache_format="int8", window=8)
+
+
+def narrow(layer: int) -> Edit:
+    """A layer with heads of half the size."""
+
+    def edit(g: GraphBuilder) -> None:
+        for value in (*g.inputs, *g.outputs):
+            for dimension in value.type.tensor_type.shape.dim if f".{layer}" in value.name else ():
+                if dimension.dim_value in (HEAD_SIZE, KV_HEADS * HEAD_SIZE, QUERY_HEADS * HEAD_SIZE):
+                    dimension.dim_value //= 2
+
+    return edit
+
+
+def test_tables_wider_than_a_layer_are_refused() -> None:
+    dense = grouped_query_model(rotary=True, changed=both(without_rotary(0), narrow(0)))
+    with pytest.raises(DeltaLLMError, match=f"Layer 0 does not rotate its {HEAD_SIZE // 2} channels and layer 1"):
+        rewritten(dense)

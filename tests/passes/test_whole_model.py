@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import onnx
 import onnx_ir as ir
 import pytest
 from support.softmax_models import Spelling, softmax_model
 
 from deltallm_onnx import DeltaLLMError, profile
 from deltallm_onnx.passes import rewrite_model
-from deltallm_onnx.passes.site import Declined
-from deltallm_onnx.passes.whole_model import refuse_cache_lengths, refuse_mixed_forms
+from deltallm_onnx.passes.match import find_layers
+from deltallm_onnx.passes.site import AttentionSite, Declined
+from deltallm_onnx.passes.whole_model import refuse_cache_lengths, refuse_mixed_forms, refuse_shared_caches
 
 
 def layers(**forms: str) -> list[Declined]:
@@ -37,6 +41,18 @@ def test_mixed_forms_are_refused_by_their_layers(found: list[Declined], words: s
     with pytest.raises(DeltaLLMError) as refusal:
         refuse_mixed_forms(found)
     assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize("cache", ["past_key", "past_value", "present_key", "present_value"])
+def test_a_cache_belongs_to_one_layer(cache: str) -> None:
+    model = onnx.shape_inference.infer_shapes(softmax_model(Spelling(layers=3)))
+    sites = [site for site in find_layers(ir.serde.deserialize_model(model)) if isinstance(site, AttentionSite)]
+    assert len(sites) == 3
+    refuse_shared_caches(sites)
+    name = getattr(sites[0], cache).name
+    sites[2] = dataclasses.replace(sites[2], **{cache: getattr(sites[0], cache)})
+    with pytest.raises(DeltaLLMError, match=f"'{name}' is a cache of layer 0 and once more of layer 2"):
+        refuse_shared_caches(sites)
 
 
 @pytest.mark.parametrize(("cache", "output"), [("past_key_values.0.value", False), ("present.0.key", True)])

@@ -248,7 +248,7 @@ def _spoilt_table(g: GraphBuilder) -> str:
 ADDITIVE: dict[str, Spelling] = {
     "where -inf": Spelling(bias_of(seen_by_position)),
     "where smallest float32": Spelling(causal_bias),
-    "where smallest float16": Spelling(bias_of(seen_by_position, -65504)),
+    "where smallest float16": Spelling(bias_of(seen_by_position, -65504, np.float16)),
     "hidden first": Spelling(
         lambda g: g.node("Where", g.node("Not", seen_by_position(g, 4)), number(g, -np.inf), number(g, 0)), window=4
     ),
@@ -362,6 +362,7 @@ NEAR_MISSES: dict[str, tuple[Mask, str]] = {
     "wrong sign": (_wrong_sign, "a sum of numbers by two conditions"),
     "larger of two": (both(causal_bias, padding_bias(), "Max"), "(Max)"),
     "product of masks": (both(causal_bias, padding_bias(), "Mul"), "two different conditions"),
+    "smallest float16 in float32": (bias_of(seen_by_position, -65504), "where 0 and −∞ (or -1e+30 and below)"),
     "plus positions": (_plus_positions, "(Cast)"),
     "halved away": (lambda g: g.node("Mul", causal_bias(g), number(g, 1e-36)), "only made less likely"),
     "triangle one too wide": (_triangle_of(1), "off by 1"),
