@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import get_args
 
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
@@ -35,6 +36,7 @@ from deltallm_onnx.passes.whole_model import (
     refuse_mixed_forms,
     refuse_shared_caches,
     refuse_unread_caches,
+    unread_caches,
 )
 from deltallm_onnx.passes.write_metadata import PREFIX, VERSION, WriteMetadataPass
 
@@ -113,6 +115,8 @@ def _rewrite(
     refuse_shared_caches(sites)
     if not allow_partial:
         refuse_unread_caches(model, sites)
+    # The caches of declined layers are among them, and those layers are listed with their reasons.
+    unread = unread_caches(model, sites) if allow_partial and not declined else []
     remarks = [] if expected is None else compare_with_source(sites, expected)
     packed = config.cache_format in PACKED_FORMATS
     if packed:
@@ -124,6 +128,7 @@ def _rewrite(
     layers = f"{len(sites)}/{len(found)} attention layers"
     lines = [f"{layers} rewritten"]
     lines += [f"layer {d.layer} ({d.node}) left dense: {d.reason}" for d in declined]
+    lines += [f"the cache {name!r} is read by no attention that was found, and stays as it is" for name in unread]
     lines += remarks
     before = len(model.graph)
     NameSiteShapesPass(sites)(model)
@@ -184,6 +189,11 @@ def _refuse_rewritten(model: ir.Model) -> None:
 
 def _refuse_invalid(model: ir.Model) -> None:
     """What the checker says of the model before the passes is the file's fault, what it says after them is ours."""
+    opset, newest = model.opset_imports.get("", 0), onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise DeltaLLMError(
+            f"The model has opset {opset}, and {newest} is the newest known: export it with an older one."
+        )
     try:
         check_onnx(model)
     except Exception as error:
@@ -201,8 +211,15 @@ def _refuse(
             f"({_what_it_has(model)}): {_EXPORT_HINT}."
         )
     if declined and not (allow_partial and sites):
-        listed = "; ".join(f"layer {d.layer}, node {d.node!r}: {d.reason}" for d in declined[:_LISTED])
-        more = f"; and {len(declined) - _LISTED} more" if len(declined) > _LISTED else ""
+        same = Counter(d.reason for d in declined)
+        first = {d.reason: d for d in reversed(declined)}
+        listed = "; ".join(
+            f"layer {first[reason].layer}, node {first[reason].node!r}: {reason}"
+            + (f" (and so in {count - 1} more)" if count > 1 else "")
+            for reason, count in list(same.items())[:_LISTED]
+        )
+        left = sum(list(same.values())[_LISTED:])
+        more = f"; and {left} more" if left else ""
         total = len(sites) + len(declined)
         hint = "; allow_partial (--allow-partial) leaves them dense" if sites else ""
         raise DeltaLLMError(f"{len(declined)} of {total} attention layers are not understood{hint}: {listed}{more}.")

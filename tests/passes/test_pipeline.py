@@ -247,6 +247,27 @@ def test_allow_partial_leaves_it_dense_and_says_why() -> None:
     json.dumps(report.to_dict())
 
 
+def test_allow_partial_names_caches_of_layers_that_were_not_even_seen() -> None:
+    model = dense()
+    cache = ir.Value(
+        name="past_key_values.9.key", shape=ir.Shape([1, 2, "past", 10]), type=ir.TensorType(ir.DataType.FLOAT)
+    )
+    model.graph.inputs.append(cache)
+    with pytest.raises(DeltaLLMError, match=r"'past_key_values\.9\.key' are read by no attention"):
+        rewrite_model(model, CONFIG)
+    report = rewrite_model(model, CONFIG, allow_partial=True)
+    assert (
+        "the cache 'past_key_values.9.key' is read by no attention that was found, and stays as it is" in report.lines
+    )
+
+
+def test_a_newer_opset_is_refused() -> None:
+    model = dense()
+    model.opset_imports[""] = 99
+    with pytest.raises(DeltaLLMError, match=r"The model has opset 99, and \d+ is the newest known"):
+        rewrite_model(model, CONFIG)
+
+
 def test_allow_partial_of_nothing_is_refused() -> None:
     model = ir.serde.deserialize_model(attention_model(None))
     with pytest.raises(DeltaLLMError, match="1 of 1 attention layers"):
@@ -255,7 +276,7 @@ def test_allow_partial_of_nothing_is_refused() -> None:
 
 def test_many_refusals_are_counted() -> None:
     model = ir.serde.deserialize_model(attention_model(None, layers=5))
-    with pytest.raises(DeltaLLMError, match=r"5 of 5 attention layers .*; and 2 more"):
+    with pytest.raises(DeltaLLMError, match=r"5 of 5 attention layers .*layer 0, node [^;]*\(and so in 4 more\)\.$"):
         rewrite_model(model, CONFIG)
 
 
