@@ -173,6 +173,8 @@ def _sites(model: onnx.ModelProto, elsewhere: frozenset[str]) -> tuple[Attention
         # A four-axis query [B, Hq, S, D] needs no head count in the node.
         heads = settings.pop(query_heads_name, None) or (query[1] if len(query) == 4 else None)
         head_size = cache[3] if len(cache) == 4 else (query[3] if len(query) == 4 else None)
+        if not head_size and heads and len(output := shapes.get(node.output[0], [])) == 3:
+            head_size = output[2] // heads  # onnxruntime-genai gives that dimension of the cache a name
         if settings.get("cache_format") in PACKED_FORMATS:
             # The cache's last dimension counts bytes; a flat query has all heads side by side.
             packed_heads = (heads or 0) + (0 if node.input[1] else 2 * (kv_heads or 0))

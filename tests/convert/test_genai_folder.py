@@ -20,6 +20,7 @@ from support.grouped_query_models import HEAD_SIZE, KV_HEADS, grouped_query_feed
 
 import deltallm_onnx
 from deltallm_onnx import DeltaLLMError, profile
+from deltallm_onnx.inspect import inspect_model
 from deltallm_onnx.packed_sizes import PackedSizes, bytes_per_token
 from deltallm_onnx.runtime import ops_library_path
 
@@ -113,6 +114,14 @@ def test_int4_caches_without_a_context_length(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     deltallm_onnx.rewrite(source, tmp_path / "out", CONFIG.replace(cache_format="int4"), context=30)
     assert read_config(tmp_path / "out")["model"]["context_length"] == 30
+
+
+def test_inspect_finds_the_head_size_behind_a_named_dimension(tmp_path: Path) -> None:
+    source = write_genai_folder(tmp_path / "in")
+    past = next(value for value in ir.load(source / "model.onnx").graph.inputs if "past" in str(value.name))
+    assert past.shape is not None
+    assert not isinstance(past.shape[3], int)
+    assert {site.head_size for site in inspect_model(source / "model.onnx").sites} == {HEAD_SIZE}
 
 
 def test_statistics_are_there_when_asked_for(tmp_path: Path) -> None:
