@@ -9,6 +9,7 @@ import onnx_ir as ir
 from deltallm_onnx.passes import cache_match
 from deltallm_onnx.passes.affine import Affine, dimension
 from deltallm_onnx.passes.axes import FOLLOWED, Axes, follow
+from deltallm_onnx.passes.constants import STANDARD_DOMAINS
 from deltallm_onnx.passes.head_expansion import HEAD
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.scalar_scale import scale_factor
@@ -16,8 +17,6 @@ from deltallm_onnx.passes.site import NotUnderstood
 
 BATCH, TOKEN, CHANNEL = "batch", "token", "channel"
 
-#: Operators through which keys and values come from their cache; Mul and Div by a number come with them.
-_STANDARD = ("", "ai.onnx")
 #: More steps than any exporter takes from a cache to the product that reads it.
 _MAX_STEPS = 32
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -124,7 +123,7 @@ def cache_behind(value: ir.Value | None) -> ir.Value | None:
     """The graph input at the far end of a cache, if the way there looks like one; proves nothing."""
     for _ in range(_MAX_STEPS):
         node = None if value is None else value.producer()
-        if node is None or node.domain not in _STANDARD or not node.inputs:
+        if node is None or node.domain not in STANDARD_DOMAINS or not node.inputs:
             return None
         past = node.inputs[0]
         if node.op_type == "Concat":
@@ -143,7 +142,7 @@ def _walk(value: ir.Value, what: str, interpreter: MaskInterpreter) -> tuple[ir.
         node = value.producer()
         if node is None:
             raise NotUnderstood(f"its {what} {start.name!r} comes from {value.name!r} instead of a cache")
-        standard = node.domain in _STANDARD
+        standard = node.domain in STANDARD_DOMAINS
         if standard and node.op_type == "Concat":
             return node, path[::-1]
         factor = scale_factor(node, interpreter)

@@ -1,8 +1,11 @@
-"""Numbers that a graph holds whatever it is fed."""
+"""Numbers that a graph holds whatever it is fed, and how it spells the standard domain."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
+
+#: Both spellings of the domain of the standard operators.
+STANDARD_DOMAINS = ("", "ai.onnx")
 
 
 def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:

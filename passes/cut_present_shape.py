@@ -8,12 +8,12 @@ import numpy as np
 import onnx_ir as ir
 
 from deltallm_onnx.passes.affine import Affine, dimension
+from deltallm_onnx.passes.constants import STANDARD_DOMAINS, constant_of
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.site import AttentionSite, NotUnderstood
 
 #: Operators through which a cache is followed to what reads its shape.
 _LAYOUT = ("Cast", "Div", "Expand", "Identity", "Mul", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze")
-_STANDARD = ("", "ai.onnx")
 
 
 class CutPresentShapePass(ir.passes.InPlacePass):
@@ -192,7 +192,7 @@ def _shape_readers(cache: ir.Value) -> Iterator[ir.Node]:
     values, seen = [cache], {cache}
     while values:
         for user, index in values.pop().uses():
-            if user.domain not in _STANDARD or index != 0:
+            if user.domain not in STANDARD_DOMAINS or index != 0:
                 continue
             if user.op_type == "Shape":
                 yield user
@@ -225,7 +225,7 @@ def _entries_read(node: ir.Node, count: int) -> set[int]:
     read: set[int] = set()
     for user, place in node.outputs[0].uses():
         index = None if len(user.inputs) < 2 or user.inputs[1] is None else _constant(user.inputs[1])
-        if user.op_type != "Gather" or user.domain not in _STANDARD or place != 0 or index is None:
+        if user.op_type != "Gather" or user.domain not in STANDARD_DOMAINS or place != 0 or index is None:
             return set(range(count))
         read |= {int(entry) % count for entry in index.flat}
     return set(range(count)) if node.outputs[0].is_graph_output() else read
@@ -233,7 +233,7 @@ def _entries_read(node: ir.Node, count: int) -> set[int]:
 
 def _constant(value: ir.Value) -> np.ndarray | None:
     """The numbers of a constant that no caller can replace."""
-    tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    tensor = constant_of(value)
     return None if tensor is None else tensor.numpy()
 
 

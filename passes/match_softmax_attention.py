@@ -12,7 +12,7 @@ from deltallm_onnx.passes.affine import Affine
 from deltallm_onnx.passes.axes import Axes, Axis, follow
 from deltallm_onnx.passes.cache_concat import BATCH, CHANNEL, TOKEN, CacheRead, check_readers, read_cache
 from deltallm_onnx.passes.cache_site import CachedAttention, Heads, cached_site, count_heads
-from deltallm_onnx.passes.constants import constant_of, holds_only
+from deltallm_onnx.passes.constants import STANDARD_DOMAINS, constant_of, holds_only
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.scalar_scale import scale_factor
 from deltallm_onnx.passes.score_readers import check_score_readers
@@ -23,7 +23,6 @@ DOMAIN, OP_TYPE = "", "Softmax"
 
 #: Names of the axes of queries and scores, beside those of caches.
 _QUERY_HEAD, _QUERY = "query_head", "query"
-_STANDARD = ("", "ai.onnx")
 #: From this opset on a Softmax runs along one axis; before, along all from its axis (by default 1) to the last.
 _OLDEST_SOFTMAX = 13
 #: More steps than any exporter takes from one of the products to the next.
@@ -274,9 +273,9 @@ def _follow_probabilities(softmax: ir.Node) -> _Weighted:
             who = ", ".join(sorted(f"{node.op_type} {node.name!r}" for node, _ in readers)) or "nobody"
             raise NotUnderstood(f"its probabilities {value.name!r} are read by {who}")
         node, index = readers[0]
-        if node.op_type == "MatMul" and node.domain in _STANDARD and index == 0:
+        if node.op_type == "MatMul" and node.domain in STANDARD_DOMAINS and index == 0:
             return _Weighted(node, tuple(path))
-        if index or node.domain not in _STANDARD or not _keeps_probabilities(node):
+        if index or node.domain not in STANDARD_DOMAINS or not _keeps_probabilities(node):
             raise NotUnderstood(
                 f"its probabilities are changed by node {node.name or node.outputs[0].name!r} ({node.op_type})"
             )

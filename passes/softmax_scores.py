@@ -6,14 +6,13 @@ import dataclasses
 
 import onnx_ir as ir
 
-from deltallm_onnx.passes.constants import constant_of
+from deltallm_onnx.passes.constants import STANDARD_DOMAINS, constant_of
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.masks import is_hiding
 from deltallm_onnx.passes.scalar_scale import scale_factor
 from deltallm_onnx.passes.score_masks import Mask
 from deltallm_onnx.passes.site import NotUnderstood
 
-_STANDARD = ("", "ai.onnx")
 #: More steps than any exporter takes from a Softmax back to the product of queries and keys.
 _MAX_STEPS = 24
 #: Products that attention may be made of.
@@ -66,7 +65,7 @@ def read_scores(softmax: ir.Node, interpreter: MaskInterpreter) -> Scores:
         node = None if value is None else value.producer()
         if value is None or node is None:
             raise NotUnderstood(f"its scores come from {value and value.name!r}")
-        if node.domain not in _STANDARD:
+        if node.domain not in STANDARD_DOMAINS:
             raise NotUnderstood(f"its scores are computed with {_describe(node)}")
         if node.op_type == "MatMul":
             return Scores(node, walk.scale, walk.softcap, tuple(walk.masks), tuple(walk.path), tuple(walk.helpers))
@@ -163,7 +162,7 @@ def _product_behind(value: ir.Value) -> ir.Node | None:
             factors = [x for x in node.inputs[:2] if x is not None]
             if len(factors) == 2 and not any(_is_weight(x) for x in factors):
                 return node
-        elif node.op_type in _ELEMENTWISE and node.domain in _STANDARD:
+        elif node.op_type in _ELEMENTWISE and node.domain in STANDARD_DOMAINS:
             new = [x for x in node.inputs if x is not None and x not in seen]
             seen.update(new)
             open_values += new
@@ -236,5 +235,5 @@ def _same_numbers(node: ir.Node) -> ir.Value | None:
 
 
 def _describe(node: ir.Node) -> str:
-    domain = "" if node.domain in _STANDARD else f"{node.domain}."
+    domain = "" if node.domain in STANDARD_DOMAINS else f"{node.domain}."
     return f"node {node.name or node.outputs[0].name!r} ({domain}{node.op_type})"

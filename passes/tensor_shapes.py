@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from deltallm_onnx.passes.affine import ONE, Affine, dimension
+from deltallm_onnx.passes.constants import constant_of
 from deltallm_onnx.passes.mask_domain import Abstract, Positions, Vector
 from deltallm_onnx.passes.site import NotUnderstood
 
@@ -82,7 +83,7 @@ class TensorShapes:
 
     def _find(self, value: ir.Value) -> Shape | None:
         declared = None if value.shape is None else tuple(dimension(value, axis) for axis in range(len(value.shape)))
-        tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+        tensor = constant_of(value)
         if tensor is not None:
             return tuple(Affine(int(length)) for length in tensor.shape.numpy())
         node = value.producer()
