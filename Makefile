@@ -19,7 +19,7 @@ $(VENV)/.python: constraints.txt
 	@$(PYTHON) -m venv $(VENV) || { echo "Cannot make a virtual environment: install python3-venv (Debian: apt install python3-venv)."; exit 2; }
 	touch $@
 
-$(ORT_HEADERS)/.ready: scripts/get_ort_headers.sh
+$(ORT_HEADERS)/.ready: scripts/get_ort_headers.sh scripts/debian_packages.sh
 	scripts/get_ort_headers.sh $(ORT_HEADERS)
 
 OPS_SOURCES := $(shell find ops -name '*.cc' -o -name '*.h' -o -name '*.txt' -o -name '*.cmake' -o -name '*.map')
@@ -30,16 +30,25 @@ $(VENV)/.ready: $(VENV)/.python $(ORT_HEADERS)/.ready pyproject.toml constraints
 	touch $@
 
 # Other versions of our dependencies, which the tests run beside those of .venv: optimum-onnx with the older transformers
-# it is pinned to, and older releases of ONNX Runtime, of which the oldest knows no Python after 3.13. Nothing but
-# tests/optimum and tests/versions needs them.
+# it is pinned to, older releases of ONNX Runtime, of which the oldest knows no Python after 3.13, and EleutherAI's
+# lm-evaluation-harness (extra `tasks`). Nothing but tests/optimum, tests/versions and tests/tasks needs them.
 PEERS := build/peers
 OLDER_ONNXRUNTIMES := 1.20.1 1.22.1 1.24.4 1.27.0
 
-peers: $(PEERS)/optimum/.ready $(OLDER_ONNXRUNTIMES:%=$(PEERS)/onnxruntime-%/.ready)
+peers: build/jdk/java $(PEERS)/optimum/.ready $(PEERS)/lm-eval/.ready $(OLDER_ONNXRUNTIMES:%=$(PEERS)/onnxruntime-%/.ready)
+
+# The Java compiler that reads the code of docs/deploy-android.md.
+build/jdk/java: scripts/get_jdk.sh scripts/debian_packages.sh
+	scripts/get_jdk.sh $(@D)
 
 $(PEERS)/optimum/.ready: constraints-optimum.txt | $(VENV)/.ready
 	rm -rf $(@D)
 	$(BIN)/pip install -q --no-deps --target $(@D) -r constraints-optimum.txt
+	touch $@
+
+$(PEERS)/lm-eval/.ready: constraints-lm-eval.txt | $(VENV)/.ready
+	rm -rf $(@D)
+	$(BIN)/pip install -q --no-deps --target $(@D) -r constraints-lm-eval.txt
 	touch $@
 
 $(PEERS)/onnxruntime-%/.ready: | $(VENV)/.ready

@@ -31,6 +31,7 @@ from bench.contenders import DECODE, DELTA_ATTRIBUTES, OVERHEAD, PEERS, PREFILL,
 from bench.geometry import GEOMETRIES, Geometry
 from bench.layer import RING_BYTES, Layer, Setting
 from bench.roofline import machine_rates, work_of
+from bench.script import check_record_folder, refusals, script_parser, table_console
 from deltallm_onnx.bench import Spread, fastest, interleave, quotients, write_record
 from deltallm_onnx.bench.rounds import clock_name
 from deltallm_onnx.errors import DeltaLLMError
@@ -246,9 +247,7 @@ def run(suite: str, geometry: Geometry, options: argparse.Namespace, rates: Rate
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser("bench.attention", __doc__)
     parser.add_argument("suites", nargs="+", choices=tuple(SUITES), help="what to measure")
     parser.add_argument("--geometry", nargs="+", default=["Llama-3.2-1B"], choices=("all", *GEOMETRIES))
     parser.add_argument("--past", type=int, nargs="+", help="decode, scaling, overhead")
@@ -271,26 +270,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         raise DeltaLLMError("Tokens and threads are counted from 1: give positive numbers.")
     if min(options.past) <= DECODE_SPAN // 2:
         raise DeltaLLMError(f"past is {min(options.past)}: decode is measured from {DECODE_SPAN // 2 + 1} tokens on.")
-    if options.record is not None and not options.record.is_dir():
-        raise DeltaLLMError(f"There is no folder {options.record}: make it first, or give another --record.")
+    check_record_folder(options.record)
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    try:
+    with refusals():
         options = parse(arguments)
         if options.isa:
             os.environ["DELTALLM_ISA"] = options.isa
         ops_library_path()  # refused in a sentence, not as fourteen contenders that are unavailable
         ort.set_default_logger_severity(4)
         rates = machine_rates(sorted({1, *options.threads}))
-        console = Console(width=None if sys.stdout.isatty() else 150)
+        console = table_console()
         for name in options.geometry:
             for suite in options.suites:
                 run(suite, GEOMETRIES[name], options, rates, console)
-    except DeltaLLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
+from bench.script import check_record_folder, refusals, script_parser, table_console
 from deltallm_onnx.bench import write_record
 from deltallm_onnx.bench.peak_memory import run_child
 from deltallm_onnx.errors import DeltaLLMError
@@ -117,9 +118,7 @@ def table(record: dict[str, Any]) -> Table:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.big_model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser("bench.big_model", __doc__)
     parser.add_argument("--config", choices=tuple(CONFIGS), default="Llama-3.2-1B")
     parser.add_argument("--weights", nargs="+", choices=get_args(WeightName), default=["float32", "int4"])
     parser.add_argument("--rounds", type=int, default=1, help="how often every step runs, in turn; the fastest counts")
@@ -128,18 +127,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         raise DeltaLLMError(f"rounds is {options.rounds}: give 1 or more.")
-    if options.record is not None and not options.record.is_dir():
-        raise DeltaLLMError(f"There is no folder {options.record}: make it first, or give another --record.")
+    check_record_folder(options.record)
     options.folder.mkdir(parents=True, exist_ok=True)
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    try:
-        run(parse(arguments), Console(width=None if sys.stdout.isatty() else 150))
-    except DeltaLLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with refusals():
+        run(parse(arguments), table_console())
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.script import refusals
 from deltallm_onnx import DeltaConfig, WeightFormat, convert
 from deltallm_onnx.bench.peak_memory import peak_resident_bytes
-from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.export import export_model
 from deltallm_onnx.preflight import stored_shapes
 
@@ -56,21 +56,17 @@ def measure(model: Path, out: Path, weights: str | None) -> dict[str, Any]:
     }
 
 
-def _main(request: str) -> int:
+def _main(request: str) -> None:
     arguments = json.loads(request)
-    try:
+    with refusals():
         if "make" in arguments:
             result = make(Path(arguments["make"]), arguments["config"])
         else:
             result = measure(Path(arguments["model"]), Path(arguments["out"]), arguments["weights"])
-    except DeltaLLMError as error:
-        print("error:", error, file=sys.stderr)
-        return 2
     print(json.dumps(result))
-    return 0
 
 
 _BEGIN = time.perf_counter()
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1]))
+    _main(sys.argv[1])

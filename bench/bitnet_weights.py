@@ -28,6 +28,7 @@ from rich.table import Table
 
 from bench.bitnet import BITNET_2B, BitNetConfig, write_checkpoint
 from bench.geometry import Geometry
+from bench.script import check_record_folder, refusals, script_parser, table_console
 from deltallm_onnx import convert, profile
 from deltallm_onnx.bench import Spread, clock, interleave, peak_resident_bytes, quotients, run_child, write_record
 from deltallm_onnx.bench.rounds import SPIN_SECONDS, clock_name
@@ -243,9 +244,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.bitnet_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser("bench.bitnet_weights", __doc__)
     parser.add_argument("--config", choices=tuple(CONFIGS), default="BitNet-2B")
     parser.add_argument("--layers", type=int, nargs="+", help="sizes to measure [default: a quarter, and the whole]")
     parser.add_argument("--float-layers", type=int, help="most layers in float32 [default: a quarter]")
@@ -270,19 +269,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         raise DeltaLLMError(f"--layers is {max(options.layers)}: the model has {config.layers}.")
     if options.prompt + WARM_UP_STEPS + options.steps > config.positions:
         raise DeltaLLMError(f"A prompt of {options.prompt} tokens is too long: the model has {config.positions}.")
-    if options.record is not None and not options.record.is_dir():
-        raise DeltaLLMError(f"There is no folder {options.record}: make it first, or give another --record.")
+    check_record_folder(options.record)
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    try:
+    with refusals():
         options = parse(arguments)
         ops_library_path()
-        run(options, Console(width=None if sys.stdout.isatty() else 150))
-    except DeltaLLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        run(options, table_console())
 
 
 if __name__ == "__main__":

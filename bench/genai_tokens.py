@@ -38,6 +38,7 @@ from rich.table import Table
 import deltallm_onnx
 from bench.genai_folder import write_genai_folder
 from bench.llama import LLAMA_3_2_1B, LlamaConfig
+from bench.script import check_record_folder, refusals, script_parser, table_console
 from bench.whole_model import TOY
 from deltallm_onnx.bench import Spread, clock, interleave, quotients, write_record
 from deltallm_onnx.bench.rounds import SPIN_SECONDS, clock_name
@@ -275,9 +276,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.genai_tokens", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser("bench.genai_tokens", __doc__)
     parser.add_argument("--config", choices=tuple(CONFIGS), default="Llama-3.2-1B")
     parser.add_argument("--past", type=int, nargs="+")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
@@ -297,19 +296,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         )
     if room(options) > CONFIGS[options.config].positions:
         raise DeltaLLMError(f"past is {options.past[-1]}: the model has {CONFIGS[options.config].positions} positions.")
-    if options.record is not None and not options.record.is_dir():
-        raise DeltaLLMError(f"There is no folder {options.record}: make it first, or give another --record.")
+    check_record_folder(options.record)
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    try:
+    with refusals():
         options = parse(arguments)
         ops_library_path()
-        run(options, Console(width=None if sys.stdout.isatty() else 150))
-    except DeltaLLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        run(options, table_console())
 
 
 if __name__ == "__main__":

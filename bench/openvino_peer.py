@@ -28,6 +28,7 @@ from bench.geometry import GEOMETRIES, Geometry
 from bench.layer import RING_BYTES, Layer, Setting
 from bench.openvino_paged import OPENVINO, PagedLayer, openvino_version
 from bench.roofline import machine_rates
+from bench.script import check_record_folder, refusals, script_parser, table_console
 from bench.tables import decode_costs, prompt_costs
 from deltallm_onnx.bench import write_record
 from deltallm_onnx.errors import DeltaLLMError
@@ -85,9 +86,7 @@ def check_errors(result: Mapping[str, Any]) -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.openvino_peer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser("bench.openvino_peer", __doc__)
     parser.add_argument("--geometry", choices=tuple(GEOMETRIES), default="Llama-3.2-1B")
     parser.add_argument("--past", type=int, nargs="*", default=list(PASTS))
     parser.add_argument("--prompt", type=int, nargs="*", default=list(PROMPTS))
@@ -101,8 +100,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         raise DeltaLLMError(f"A prompt of {min(options.prompt)} tokens is none: give at least 2.")
     if min(options.threads) < 1:
         raise DeltaLLMError("Threads are counted from 1: give positive numbers.")
-    if options.record is not None and not options.record.is_dir():
-        raise DeltaLLMError(f"There is no folder {options.record}: make it first, or give another --record.")
+    check_record_folder(options.record)
     return options
 
 
@@ -148,15 +146,12 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    try:
+    with refusals():
         options = parse(arguments)
         openvino_version()  # refused in a sentence, not as four contenders that are unavailable
         ops_library_path()  # the same
         ort.set_default_logger_severity(4)
-        run(options, Console(width=None if sys.stdout.isatty() else 150))
-    except DeltaLLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        run(options, table_console())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ machine gives the same record.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -39,11 +38,12 @@ from bench.held_attention import (
     weighted_rows,
 )
 from bench.packed_choices_tables import AGAINST_MEAN, MEAN_KEY, RECORD, RELATIVE, SPANS, TABLES, WEIGHTED
+from bench.script import check_record_folder, refusals, script_parser
 from bench.tables import RECORDS, filled
 from deltallm_onnx import DeltaConfig, rewrite
 from deltallm_onnx.bench import write_record
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.evaluate import compare, text_windows
+from deltallm_onnx.evaluation import compare, text_windows
 from deltallm_onnx.export import export_model
 from deltallm_onnx.packed_sizes import BLOCK_ROWS
 from deltallm_onnx.runtime import DecoderModel, TextTokenizer
@@ -374,35 +374,22 @@ def take(windows: int, tokens: int, workers: int) -> dict[str, Any]:
     }
 
 
-def check_folder(path: Path) -> None:
-    """Refuse a folder for the record that there is not, before measuring.
-
-    Raises:
-        DeltaLLMError: where it is none.
-    """
-    if not path.is_dir():
-        raise DeltaLLMError(f"There is no folder {path}: make it first, or name another with --record.")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser("bench.packed_choices", __doc__)
     parser.add_argument("--tables", action="store_true", help="fill in the page from the record, measure nothing")
     parser.add_argument("--windows", type=int, default=WINDOWS, help="of the text [default: %(default)s]")
     parser.add_argument("--workers", type=int, default=2, help="processes [default: %(default)s]")
     parser.add_argument("--record", type=Path, default=RECORDS, help="folder for the record [default: bench/records]")
     options = parser.parse_args()
-    try:
+    with refusals():
         if not options.tables:
-            check_folder(options.record)
+            check_record_folder(options.record)
             write_record(options.record / f"{RECORD}.json", take(options.windows, TOKENS, options.workers))
         if options.record == RECORDS:
             page, problems = filled(PAGE.read_text(encoding="utf-8"), TABLES)
             PAGE.write_text(page, encoding="utf-8")
             for problem in problems:
                 print(f"{PAGE.name}, left as it was: {problem}", file=sys.stderr)
-    except DeltaLLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

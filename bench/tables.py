@@ -8,7 +8,6 @@ A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a key o
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.geometry import GEOMETRIES
+from bench.script import refusals, script_parser
 from bench.slopes import Axis, per_past_token, per_query_and_key
 from bench.slopes import slopes as slopes_of
 from deltallm_onnx.errors import DeltaLLMError
@@ -364,10 +364,10 @@ def filled(page: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> tuple
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser("bench.tables", __doc__)
     parser.add_argument("--plot", action="store_true", help="draw docs/performance.svg too")
     options = parser.parse_args()
-    try:
+    with refusals():
         for page in PAGES:
             text, problems = filled(page.read_text(encoding="utf-8"))
             page.write_text(text, encoding="utf-8")
@@ -377,9 +377,6 @@ def main() -> None:
             from bench.plot import draw  # noqa: PLC0415  # matplotlib is an extra
 
             draw(load(f"attention-decode-{_LLAMA}"), load(f"attention-prompt-{_LLAMA}"), PLOT)
-    except DeltaLLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

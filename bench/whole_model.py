@@ -28,6 +28,7 @@ from bench.contenders import PEERS, Contender, delta
 from bench.filled_cache import FilledCache
 from bench.geometry import Geometry
 from bench.llama import LLAMA_3_2_1B, LlamaConfig, write_model, write_weights
+from bench.script import check_record_folder, refusals, script_parser, table_console
 from deltallm_onnx.bench import Spread, clock, fastest, interleave, quotients, run_child, write_record
 from deltallm_onnx.bench.rounds import SPIN_SECONDS, clock_name
 from deltallm_onnx.errors import DeltaLLMError
@@ -192,9 +193,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.whole_model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser("bench.whole_model", __doc__)
     parser.add_argument("--config", choices=tuple(CONFIGS), default="Llama-3.2-1B")
     parser.add_argument("--past", type=int, nargs="+")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
@@ -210,19 +209,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         raise DeltaLLMError("Tokens, threads and steps are counted from 1: give positive numbers.")
     if max(options.past) + WARM_UP_STEPS + options.steps > config.positions:
         raise DeltaLLMError(f"past is {max(options.past)}: the model has {config.positions} positions.")
-    if options.record is not None and not options.record.is_dir():
-        raise DeltaLLMError(f"There is no folder {options.record}: make it first, or give another --record.")
+    check_record_folder(options.record)
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    try:
+    with refusals():
         options = parse(arguments)
         ops_library_path()
-        run(options, Console(width=None if sys.stdout.isatty() else 150))
-    except DeltaLLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        run(options, table_console())
 
 
 if __name__ == "__main__":

@@ -6,29 +6,25 @@ import json
 import sys
 from pathlib import Path
 
+from bench.script import refusals
 from bench.whole_model import CONFIGS, VARIANTS, Variant
 from deltallm_onnx.bench import peak_resident_bytes, resident_bytes
-from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.runtime import DecoderModel
 
 _STEPS = 3
 
 
-def main() -> int:
+def main() -> None:
     request = json.loads(sys.argv[1])
-    try:
+    with refusals():
         model = DecoderModel(Path(request["model"]), threads=1)
         attention, config = VARIANTS[request["variant"]], CONFIGS[request["config"]]
         variant = Variant(model, attention, config, past=request["past"], steps=_STEPS, threads=1)
         for _ in range(_STEPS):
             variant.step()
-    except DeltaLLMError as error:
-        print("error:", error, file=sys.stderr)
-        return 2
     memory = {"peak_resident_bytes": peak_resident_bytes(), "resident_bytes": resident_bytes()}
     print(json.dumps({**memory, "kv_bytes": variant.cache.bytes_allocated}))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -15,8 +15,11 @@ if(processor MATCHES "^(x86_64|amd64|AMD64)$")
   list(APPEND DELTALLM_KERNEL_SOURCES kernels/avx2.cc kernels/packed_avx2_tiles.cc kernels/packed_avx2_blocks.cc
     kernels/avx512.cc kernels/packed_avx512_vnni_tiles.cc kernels/packed_avx512_vnni_blocks.cc)
   list(APPEND DELTALLM_KERNEL_SOURCES kernels/prefill_avx512_bf16.cc kernels/packed_coding_avx2.cc kernels/packed_coding_avx512.cc)
-  # GCC 12's own AVX-512 header passes deliberately undefined registers and warns about it (GCC bug 105593).
-  set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -Wno-maybe-uninitialized -Wno-uninitialized)
+  set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # GCC 12's own AVX-512 header passes deliberately undefined registers and warns about it (GCC bug 105593).
+    list(APPEND avx512 -Wno-maybe-uninitialized -Wno-uninitialized)
+  endif()
   set_source_files_properties(kernels/avx2.cc kernels/packed_avx2_tiles.cc kernels/packed_avx2_blocks.cc
     kernels/packed_coding_avx2.cc PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
   set_source_files_properties(kernels/avx512.cc kernels/packed_coding_avx512.cc PROPERTIES COMPILE_OPTIONS "${avx512}")

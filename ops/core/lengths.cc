@@ -13,10 +13,14 @@ struct MaskRow {
   int64_t last_one;
 };
 
-MaskRow FindOnes(const int64_t* row, int64_t columns) {
+MaskRow FindOnes(const int64_t* mask, int64_t b, int64_t columns) {
+  const int64_t* row = mask + b * columns;
   MaskRow found{-1, -1};
   for (int64_t t = 0; t < columns; ++t) {
     if (row[t] == 0) continue;
+    if (row[t] != 1) {
+      Refuse("attention_mask has a ", row[t], " at row ", b, ", column ", t, ": it may hold 0 and 1 only.");
+    }
     if (found.first_one < 0) found.first_one = t;
     found.last_one = t;
   }
@@ -57,7 +61,7 @@ void FromSeqlens(int64_t batch, int64_t new_tokens, const Tensor& seqlens_k, con
       }
     }
     if (mask.present) {
-      const MaskRow ones = FindOnes(mask.as<int64_t>() + b * total, total);
+      const MaskRow ones = FindOnes(mask.as<int64_t>(), b, total);
       row.start = ones.first_one < 0 ? row.length : std::min(ones.first_one, row.length);
     }
     lengths.rows.push_back(row);
@@ -71,14 +75,13 @@ void FromMask(int64_t batch, int64_t new_tokens, const Tensor& mask, Lengths& le
   }
   lengths.total = total;
   for (int64_t b = 0; b < batch; ++b) {
-    const int64_t* ones_of_row = mask.as<int64_t>() + b * total;
-    const MaskRow ones = FindOnes(ones_of_row, total);
+    const MaskRow ones = FindOnes(mask.as<int64_t>(), b, total);
     RowSpan row{total - new_tokens, 0, 0};
     if (ones.first_one >= 0) {
       row.start = ones.first_one;
       row.length = ones.last_one + 1;
       for (int64_t t = row.start; t < row.length; ++t) {
-        if (ones_of_row[t] == 0) {
+        if (mask.as<int64_t>()[b * total + t] == 0) {
           Refuse("attention_mask has a zero between ones at row ", b, ", column ", t, ": it may pad both ends only.");
         }
       }

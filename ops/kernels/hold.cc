@@ -1,6 +1,7 @@
 #include "kernels/hold.h"
 
 #include <cmath>
+#include <cstddef>
 
 namespace deltallm {
 namespace {

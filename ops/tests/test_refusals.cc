@@ -129,6 +129,15 @@ DELTALLM_TEST(refusals, lengths) {
     c.WithoutSeqlens();
     c.mask[9 + 4] = 0;
   });
+  for (const int64_t entry : {int64_t{2}, int64_t{-1}, int64_t{1} << 32}) {
+    const std::string sentence =
+        "attention_mask has a " + std::to_string(entry) + " at row 1, column 3: it may hold 0 and 1 only.";
+    Expect(sentence.c_str(), [&](Call& c) { c.mask[9 + 3] = entry; });
+    Expect(sentence.c_str(), [&](Call& c) {
+      c.WithoutSeqlens();
+      c.mask[9 + 3] = entry;
+    });
+  }
   Expect("attention_mask has 2 columns for 3 new tokens: give at least as many.", [](Call& c) {
     c.WithoutSeqlens();
     c.in.attention_mask.shape = {2, 2};

@@ -64,6 +64,7 @@ def test_what_our_library_must_be(library: LibraryFile, machine: str, tmp_path: 
     assert library.exports == EXPORTS
     assert all(SYSTEM.fullmatch(name) for name in library.needed), library.needed
     assert library.page_size % 16384 == 0
+    assert "soname: [libdeltallm_ops.so]" in output_of("readelf", "-dW", library.path)
     assert library.glibc is not None
     assert library.glibc <= (2, 36), "newer than Debian 12"
     stripped = tmp_path / "stripped.so"

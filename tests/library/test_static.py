@@ -61,7 +61,12 @@ def test_the_archive_defines_one_name_for_apps() -> None:
 
 def test_presets_are_read_here() -> None:
     listed = output_of("cmake", "--list-presets")
-    assert re.findall('^  "(.*)"', listed, re.MULTILINE) == ["linux-x64", "linux-arm64", "android-arm64"]
+    assert re.findall('^  "(.*)"', listed, re.MULTILINE) == [
+        "linux-x64",
+        "linux-arm64",
+        "android-arm64",
+        "android-x64",
+    ]
 
 
 def test_presets_set_options_that_there_are() -> None:

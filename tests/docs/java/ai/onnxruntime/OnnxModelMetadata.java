@@ -1,0 +1,8 @@
+// From microsoft/onnxruntime java/src/main/java/ai/onnxruntime/OnnxModelMetadata.java at 4a46fc5f31ace214d2806a5f79f16bfb3a8933b3: what docs/deploy-android.md uses, without bodies.
+package ai.onnxruntime;
+
+import java.util.Map;
+
+public final class OnnxModelMetadata {
+  public native Map<String, String> getCustomMetadata();
+}
