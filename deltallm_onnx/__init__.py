@@ -12,16 +12,21 @@ from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.weights.formats import WeightFormat
 
 if TYPE_CHECKING:
+    from deltallm_onnx.attention_plan import AttentionPlan, LayerPlan
+    from deltallm_onnx.calibration.api import calibrate
     from deltallm_onnx.convert import convert, rewrite
     from deltallm_onnx.diff import diff
     from deltallm_onnx.runtime import cache_spec, ops_library_path, register
 
 __all__ = [
+    "AttentionPlan",
     "DeltaConfig",
     "DeltaLLMError",
+    "LayerPlan",
     "WeightFormat",
     "__version__",
     "cache_spec",
+    "calibrate",
     "convert",
     "diff",
     "ops_library_path",
@@ -35,7 +40,10 @@ __version__ = "0.1.0"
 # Imported when first used: a program that only registers the operator library needs no graph library, and only
 # `convert` needs torch.
 _LAZY = {
+    "AttentionPlan": "deltallm_onnx.attention_plan",
+    "LayerPlan": "deltallm_onnx.attention_plan",
     "cache_spec": "deltallm_onnx.runtime",
+    "calibrate": "deltallm_onnx.calibration.api",
     "convert": "deltallm_onnx.convert",
     "diff": "deltallm_onnx.diff",
     "ops_library_path": "deltallm_onnx.runtime",

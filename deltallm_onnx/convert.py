@@ -6,14 +6,16 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from deltallm_onnx.attention_plan import AttentionPlan
+from deltallm_onnx.byte_text import byte_text
 from deltallm_onnx.config import DeltaConfig
 from deltallm_onnx.dense_model import DenseModel, open_dense_model, quiet, refuse_external_attributes
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.export.output import check_writable, staged
+from deltallm_onnx.export.output import check_model_path, check_writable, staged
 from deltallm_onnx.genai_folder import (
     GENAI_CONFIG,
     GenaiFolder,
@@ -23,7 +25,13 @@ from deltallm_onnx.genai_folder import (
     refuse_missing_config,
 )
 from deltallm_onnx.genai_warnings import genai_warnings
-from deltallm_onnx.model_folder import check_new_folder, copy_side_files, find_model
+from deltallm_onnx.model_folder import (
+    check_new_folder,
+    copy_side_files,
+    find_model,
+    refuse_another_model,
+    renamed_in_config,
+)
 from deltallm_onnx.passes import RewriteReport, rewrite_model
 from deltallm_onnx.preflight import check_disk
 from deltallm_onnx.source_config import read_source_config
@@ -31,6 +39,12 @@ from deltallm_onnx.weights.formats import WeightFormat
 from deltallm_onnx.weights.notes import weight_notes
 from deltallm_onnx.weights.report import WeightsReport
 from deltallm_onnx.weights.store import refuse_quantised, store_weights
+
+if TYPE_CHECKING:  # a rewrite opens no session, and needs no ONNX Runtime
+    from deltallm_onnx.calibration.result import Calibration
+
+#: What a calibration leaves beside the model.
+CALIBRATION_NAME = "deltallm.json"
 
 #: Receives one line per step.
 Progress = Callable[[str], None]
@@ -49,6 +63,7 @@ class ConvertReport:
         notes: what a user should know, one sentence each.
         bytes_written: size of all files together.
         seconds: wall time.
+        calibration: what the thresholds were found by; None where they were given.
     """
 
     path: Path
@@ -59,6 +74,7 @@ class ConvertReport:
     notes: tuple[str, ...]
     bytes_written: int
     seconds: float
+    calibration: Calibration | None = None
 
     @classmethod
     def of(
@@ -87,12 +103,14 @@ class ConvertReport:
             "notes": list(self.notes),
             "bytes_written": self.bytes_written,
             "seconds": round(self.seconds, 3),
+            "calibration": None if self.calibration is None else self.calibration.summary(),
         }
 
     def __str__(self) -> str:
-        size = f"{len(self.files)} files, {self.bytes_written / 1e6:.1f} MB, {self.seconds:.1f} s"
+        size = f"{len(self.files)} files, {byte_text(self.bytes_written)}, {self.seconds:.1f} s"
         weights = () if self.weights is None else self.weights.lines
-        return "\n".join([*self.rewrite.lines, *weights, *self.notes, f"wrote {self.path} ({size})"])
+        calibrated = () if self.calibration is None else self.calibration.lines
+        return "\n".join([*self.rewrite.lines, *weights, *calibrated, *self.notes, f"wrote {self.path} ({size})"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +124,7 @@ class _Options:
     copy_library: bool
     context: int | None
     weights: WeightFormat | None
+    plan: AttentionPlan | None
 
     def store_weights(self, dense: DenseModel) -> Callable[[], WeightsReport | None]:
         """Change the storage of the weights; what comes back makes the report, once they are written."""
@@ -118,6 +137,7 @@ class _Options:
             return rewrite_model(
                 dense.model,
                 self.config,
+                plan=self.plan,
                 unfused=self.unfused,
                 statistics=self.statistics is not False,
                 allow_partial=self.allow_partial,
@@ -131,6 +151,7 @@ def rewrite(
     out_path: str | Path,
     config: DeltaConfig,
     *,
+    plan: AttentionPlan | None = None,
     unfused: bool = False,
     statistics: bool | None = None,
     allow_partial: bool = False,
@@ -146,6 +167,7 @@ def rewrite(
         out_path: the .onnx file to write, which may replace one; for a folder, a new folder, which also gets every
             other file of the old one. Weights go to `<name>.data` if the model kept them outside the .onnx file.
         config: the settings of delta attention.
+        plan: threshold, row weights, granularity, row_rule and v_skip per layer, instead of the config's.
         unfused: write DeltaThreshold and HybridWindowAttention instead of DeltaAttention.
         statistics: add an output `statistics.N` per layer, from which `run` prints the counters. None adds them but
             for folders of onnxruntime-genai, which would fetch them in every step.
@@ -161,11 +183,11 @@ def rewrite(
             written then.
     """
     in_path, out_path, say = Path(in_path), Path(out_path), progress or _silent
-    options = _Options(config, unfused, statistics, allow_partial, copy_library, context, weights)
+    options = _Options(config, unfused, statistics, allow_partial, copy_library, context, weights, plan)
     if in_path.is_dir():
         return _rewrite_folder(in_path, out_path, options, say)
     begin = time.perf_counter()
-    check_writable(out_path)
+    check_model_path(out_path)
     say(f"Reading {in_path}")
     dense = open_dense_model(in_path)
     _refuse_overwriting(dense, out_path)
@@ -196,6 +218,7 @@ def convert(
     out_path: str | Path,
     config: DeltaConfig,
     *,
+    plan: AttentionPlan | None = None,
     unfused: bool = False,
     statistics: bool | None = None,
     allow_partial: bool = False,
@@ -203,6 +226,7 @@ def convert(
     context: int | None = None,
     weights: WeightFormat | None = None,
     ternary_bits: int = 2,
+    calibrate: Callable[[Path, Progress], Calibration | str] | None = None,
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Trace a Hugging Face causal language model and rewrite its attention.
@@ -212,8 +236,10 @@ def convert(
 
     Args:
         model: a model directory, or a hub id such as "owner/name".
-        out_path: the .onnx file to write; files of the same names in its folder are replaced.
+        out_path: the .onnx file to write; files of the same names in its folder are replaced, unless they belong to
+            another model.
         config: as for `rewrite`, and so are the other arguments.
+        plan: see `rewrite`.
         unfused: see `rewrite`.
         statistics: see `rewrite`.
         allow_partial: see `rewrite`.
@@ -221,6 +247,9 @@ def convert(
         weights: how to store the weight matrices; None is float32, and codes for the ternary ones of BitNet models.
         ternary_bits: of those codes: 2, or 4 for ONNX Runtime before 1.28.
         context: see `rewrite`; None leaves `int4` caches without a fixed size, which onnxruntime-genai cannot allocate.
+        calibrate: finds the thresholds of the dense model at this path, such as
+            `deltallm_onnx.calibration.default.ShortCalibration`; its config and plan are then taken instead of those
+            given, and deltallm.json is written beside the model. A sentence instead says why there are none.
         progress: see `rewrite`.
 
     Raises:
@@ -230,8 +259,10 @@ def convert(
     from deltallm_onnx.export import export_model  # noqa: PLC0415 - `rewrite` needs no torch
 
     begin, out_path, say = time.perf_counter(), Path(out_path), progress or _silent
-    options = _Options(config, unfused, statistics, allow_partial, copy_library, context, weights)
-    check_writable(out_path)
+    options = _Options(config, unfused, statistics, allow_partial, copy_library, context, weights, plan)
+    check_model_path(out_path)
+    if Path(model).is_dir():
+        refuse_another_model(Path(model), out_path)  # before minutes of tracing; what the hub names is not here yet
     with staged(out_path) as folder:
         # What the user is told is where the files will be, not where they grow.
         exported = export_model(
@@ -241,6 +272,11 @@ def convert(
             ternary_bits=ternary_bits,
             progress=lambda line: say(line.replace(str(folder), str(out_path.parent))),
         )
+        refuse_another_model(folder, out_path)
+        calibration = None if calibrate is None else calibrate(exported.path, say)
+        if calibration is not None and not isinstance(calibration, str):
+            options = dataclasses.replace(options, config=calibration.config, plan=calibration.plan)
+            calibration.save(folder / CALIBRATION_NAME)
         dense = open_dense_model(exported.path)
         say("Rewriting")
         report = options.apply(dense)
@@ -248,14 +284,18 @@ def convert(
         rewritten = folder / f"{out_path.name}.rewritten"
         library = genai_library(wanted=copy_library, needed=False)
         notes = _fit_genai(read_genai_folder(folder), folder, dense, options, library=library, context=context)
+        notes += renamed_in_config(out_path)
         ir.save(dense.model, rewritten, format="protobuf")
         rewritten.replace(exported.path)
         names = _listing(folder, out_path.name)
     files = [out_path.parent / name for name in names]
-    size, peak = 4 * exported.parameters / 1e9, exported.peak_rss_bytes / 1e9
-    memory = f"peak memory of the export: {peak:.2f} GB for {size:.2f} GB of float32 weights"
+    size, peak = byte_text(4 * exported.parameters), byte_text(exported.peak_rss_bytes)
+    memory = f"peak memory of the export: {peak} for {size} of float32 weights"
     notes = (memory, *exported.notes, *notes)
-    return ConvertReport.of(files, config, report, weights=exported.weights, notes=notes, begin=begin)
+    if isinstance(calibration, str):
+        notes, calibration = (*notes, calibration), None
+    done = ConvertReport.of(files, options.config, report, weights=exported.weights, notes=notes, begin=begin)
+    return dataclasses.replace(done, calibration=calibration)
 
 
 def _rewrite_folder(source: Path, out: Path, options: _Options, say: Progress) -> ConvertReport:

@@ -12,8 +12,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from deltallm_onnx.byte_text import byte_text
 from deltallm_onnx.config import DeltaConfig
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.genai_geometry import check_geometry
 from deltallm_onnx.packed_sizes import PACKED_FORMATS, PackedSizes, padded_head_size
 from deltallm_onnx.passes import naming
 from deltallm_onnx.passes.pin_cache_shapes import fix_cache_rows
@@ -126,8 +128,10 @@ def fit_genai_folder(
         What a user should know, one sentence each.
 
     Raises:
-        DeltaLLMError: where a file of the library's name is there already.
+        DeltaLLMError: where a file of the library's name is there already, and where the configuration tells of other
+            layers or caches than the graph has.
     """
+    check_geometry(genai.path, genai.config["model"]["decoder"], model, config.cache_format)
     data = copy.deepcopy(genai.config)
     decoder, search = data["model"]["decoder"], data.setdefault("search", {})
     # With a present of its own, a cache is copied row by row when it is rewound: packed ones are no rows of tokens.
@@ -249,7 +253,7 @@ def _fit_caches(
     heads = [node.attributes["kv_num_heads"].as_int() for node in naming.delta_nodes(model)]
     size = sum(2 * rows * count * row for count, row in zip(heads, sizes, strict=True))
     note = (
-        f"int4 caches have a fixed size in onnxruntime-genai: {rows} rows for {tokens} tokens, {size / 1e6:.1f} MB per "
+        f"int4 caches have a fixed size in onnxruntime-genai: {rows} rows for {tokens} tokens, {byte_text(size)} per "
         "sequence; --context TOKENS chooses fewer."
     )
     return [note]

@@ -53,8 +53,9 @@ def _dropped_window(config: dict[str, Any], nodes: list[ir.Node]) -> str | None:
         return None
     return (
         f"genai_config.json tells of a sliding window of {window} tokens, but no layer of the graph has one "
-        "(onnxruntime-genai's builder drops the window of Mistral and Phi-3): behind it the model differs from its "
-        "checkpoint, before the rewriting too; 'deltallm-onnx convert' keeps the window."
+        "(onnxruntime-genai's builder drops the window of Mistral and Phi-3): behind it onnxruntime-genai 0.18 stops, "
+        "and the rewritten model sees every token, which its checkpoint does not; 'deltallm-onnx convert' keeps the "
+        "window."
     )
 
 

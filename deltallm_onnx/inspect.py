@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from deltallm_onnx.dense_model import open_dense_model, quiet
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.packed_sizes import PACKED_FORMATS
+from deltallm_onnx.packed_sizes import PACKED_FORMATS, bytes_per_row
 from deltallm_onnx.passes.match import find_layers, infer_missing_shapes
 from deltallm_onnx.passes.site import AttentionSite, Declined
 from deltallm_onnx.runtime.library import ops_library_path
@@ -31,7 +31,7 @@ _ATTENTION: dict[tuple[str, str], tuple[str, str, int]] = {
     (_DOMAIN, "DeltaAttention"): ("num_heads", "kv_num_heads", 3),
     (_DOMAIN, "HybridWindowAttention"): ("num_heads", "kv_num_heads", -1),
 }
-_THRESHOLD_INPUT = 16
+_THRESHOLD_INPUT, _ROW_WEIGHT_INPUT = 16, 17
 #: Forms of attention that are several nodes, as `passes.match` names them, with what stands for them.
 _DECOMPOSED = {"Softmax": "ai.onnx::Softmax", "Attention without past": "ai.onnx::Attention"}
 _PAST_KEY_INPUT = 4
@@ -48,8 +48,9 @@ class AttentionSiteInfo:
         num_heads: Hq; None where the file does not say.
         kv_num_heads: Hkv; None where the file does not say.
         head_size: D in channels; None where the file does not say.
-        threshold: smallest and largest θ; None for dense attention and where the values lie in the data file.
+        threshold: smallest and largest θ; None for dense attention and where they cannot be read.
         settings: the node's other attributes; of decomposed attention what they would be, or why it is not understood.
+        row_weight: whether the norms of rows have channel weights.
     """
 
     layer: int
@@ -60,6 +61,7 @@ class AttentionSiteInfo:
     head_size: int | None
     threshold: tuple[float, float] | None
     settings: dict[str, Any]
+    row_weight: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +72,11 @@ class Inspection:
         path: the file.
         opset: version of each operator set, "" being the standard one.
         sites: every attention node, in graph order.
-        cache_bytes_per_token: bytes that one token takes in all caches of the file; 0 without caches.
-        metadata: the file's `deltallm.*` entries; deltallm.config parsed.
+        cache_bytes_per_token: bytes that one token takes in all caches of the file, in sealed blocks if they are int4;
+            0 without caches.
+        cache_bytes_per_row: bytes that one token of int4 caches takes outside sealed blocks: in the sinks, in the
+            window and while it waits for a block; of other caches the same.
+        metadata: the file's `deltallm.*` entries; deltallm.config and deltallm.plan parsed.
         needs_library: operators that only the compiled library can run.
         has_fallback: whether the file carries function bodies of `ai.deltallm` operators.
         library: path of the operator library, if there is one on this machine.
@@ -82,6 +87,7 @@ class Inspection:
     opset: dict[str, int]
     sites: tuple[AttentionSiteInfo, ...]
     cache_bytes_per_token: int
+    cache_bytes_per_row: int
     metadata: dict[str, Any]
     needs_library: tuple[str, ...]
     has_fallback: bool
@@ -107,11 +113,13 @@ def inspect_model(path: Path) -> Inspection:
         problem = str(error)
     bodies = {function.name for function in model.functions if function.domain == _DOMAIN}
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    per_token, per_row = _cache_bytes(model)
     return Inspection(
         path=str(path),
         opset={entry.domain: entry.version for entry in model.opset_import},
         sites=_all_sites(path, model),
-        cache_bytes_per_token=_cache_bytes_per_token(model),
+        cache_bytes_per_token=per_token,
+        cache_bytes_per_row=per_row,
         metadata=_metadata(model),
         needs_library=tuple(sorted({node.op_type for node in nodes if node.domain == _DOMAIN} - bodies)),
         has_fallback=bool(bodies),
@@ -123,13 +131,13 @@ def inspect_model(path: Path) -> Inspection:
 def _all_sites(path: Path, model: onnx.ModelProto) -> tuple[AttentionSiteInfo, ...]:
     """Operators as they stand in the file, and decomposed attention as the matchers see it."""
     if not any(_may_be_decomposed(node) for node in model.graph.node):
-        return _sites(model, frozenset())
+        return _sites(path, model, frozenset())
     dense = open_dense_model(path)
     with quiet():
         infer_missing_shapes(dense.model)
         found = [entry for entry in find_layers(dense.model) if entry.form in _DECOMPOSED]
     matched = [_matched(entry) for entry in found]
-    operators = _sites(model, frozenset(site.node for site in matched))
+    operators = _sites(path, model, frozenset(site.node for site in matched))
     return tuple(sorted((*operators, *matched), key=lambda site: site.layer))
 
 
@@ -151,7 +159,7 @@ def _matched(entry: AttentionSite | Declined) -> AttentionSiteInfo:
     return AttentionSiteInfo(entry.layer, entry.node.name or "", op, *heads, None, settings)
 
 
-def _sites(model: onnx.ModelProto, elsewhere: frozenset[str]) -> tuple[AttentionSiteInfo, ...]:
+def _sites(path: Path, model: onnx.ModelProto, elsewhere: frozenset[str]) -> tuple[AttentionSiteInfo, ...]:
     shapes = {
         value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
@@ -187,8 +195,9 @@ def _sites(model: onnx.ModelProto, elsewhere: frozenset[str]) -> tuple[Attention
                 num_heads=heads or None,
                 kv_num_heads=kv_heads or None,
                 head_size=head_size or None,
-                threshold=_threshold(node, initializers),
+                threshold=_threshold(node, initializers, path.resolve().parent),
                 settings=settings,
+                row_weight=key[0] == _DOMAIN and any(node.input[_ROW_WEIGHT_INPUT : _ROW_WEIGHT_INPUT + 1]),
             )
         )
     return tuple(sites)
@@ -199,31 +208,49 @@ def _layer(past_name: str, position: int) -> int:
     return int(found.group(1)) if found else position
 
 
-def _threshold(node: onnx.NodeProto, initializers: dict[str, onnx.TensorProto]) -> tuple[float, float] | None:
+def _threshold(
+    node: onnx.NodeProto, initializers: dict[str, onnx.TensorProto], folder: Path
+) -> tuple[float, float] | None:
     if node.domain != _DOMAIN or len(node.input) <= _THRESHOLD_INPUT:
         return None
     tensor = initializers.get(node.input[_THRESHOLD_INPUT])
-    if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+    if tensor is None:
         return None
-    values = numpy_helper.to_array(tensor)
+    try:
+        # One number per channel is large enough to lie in the data file, whose place `read_model_file` has checked.
+        values = numpy_helper.to_array(tensor, str(folder))
+    except (OSError, TypeError, ValueError, onnx.checker.ValidationError):
+        return None  # of another size than its shape says; running the model is refused, describing it need not be
     return (float(values.min()), float(values.max())) if values.size else None
 
 
-def _cache_bytes_per_token(model: onnx.ModelProto) -> int:
-    total = 0
+def _cache_bytes(model: onnx.ModelProto) -> tuple[int, int]:
+    """Bytes of one token in all caches: by their last dimension, and outside sealed blocks."""
+    nodes = [node for node in model.graph.node if (node.domain, node.op_type) == (_DOMAIN, "DeltaAttention")]
+    past = _ATTENTION[_DOMAIN, "DeltaAttention"][2]
+    formats = {name: _cache_format(node) for node in nodes for name in node.input[past : past + 2]}
+    per_token = per_row = 0
     for value in model.graph.input:
         tensor = value.type.tensor_type
         dims = [d.dim_value for d in tensor.shape.dim]
         if value.name.startswith("past_key_values.") and len(dims) == 4:
-            total += dims[1] * dims[3] * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).itemsize
-    return total
+            size = dims[1] * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).itemsize
+            per_token += size * dims[3]
+            per_row += size * bytes_per_row(formats.get(value.name, ""), dims[3])
+    return per_token, per_row
+
+
+def _cache_format(node: onnx.NodeProto) -> str:
+    found = next((attribute.s for attribute in node.attribute if attribute.name == "cache_format"), b"")
+    return found.decode("utf-8", "replace")
 
 
 def _metadata(model: onnx.ModelProto) -> dict[str, Any]:
     entries: dict[str, Any] = {e.key: e.value for e in model.metadata_props if e.key.startswith("deltallm.")}
     # Absent in a dense model; shown as it is where it is not JSON.
-    with contextlib.suppress(KeyError, ValueError):
-        entries["deltallm.config"] = json.loads(entries["deltallm.config"])
+    for key in ("deltallm.config", "deltallm.plan"):
+        with contextlib.suppress(KeyError, ValueError):
+            entries[key] = json.loads(entries[key])
     return entries
 
 

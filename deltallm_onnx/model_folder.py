@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.genai_folder import GenaiFolder
+from deltallm_onnx.genai_folder import GENAI_CONFIG, GenaiFolder
+
+#: What tells models apart that share a folder, and what one would take from the other.
+_IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def find_model(folder: Path, genai: GenaiFolder | None) -> Path:
@@ -39,10 +43,51 @@ def check_new_folder(out: Path) -> None:
     Raises:
         DeltaLLMError: saying which.
     """
+    if out.suffix.lower() == ".onnx" and not out.is_dir():
+        raise DeltaLLMError(
+            f"{out} ends in .onnx, and a folder becomes a folder: give a folder to write, or rewrite the .onnx file by "
+            "itself."
+        )
     if out.exists() and not out.is_dir():
         raise DeltaLLMError(f"{out} is a file, and the model is a folder: give a folder to write.")
     if out.is_dir() and any(out.iterdir()):
         raise DeltaLLMError(f"The folder {out} is not empty: give a new one.")
+
+
+def refuse_another_model(source: Path, out_path: Path) -> None:
+    """Refuse to replace the configuration or the tokenizer of another model.
+
+    Several conversions of one model may share a folder, and a conversion may replace an earlier one of the same name.
+
+    Args:
+        source: the folder whose configuration and tokenizer come beside the model.
+        out_path: the .onnx file that will be written.
+
+    Raises:
+        DeltaLLMError: naming the file that would be lost.
+    """
+    others = sorted(path.name for path in out_path.parent.glob("*.onnx") if path.name != out_path.name)
+    if not others and out_path.is_file():
+        return
+    for name in _IDENTITY:
+        there, new = out_path.parent / name, source / name
+        if there.is_file() and new.is_file() and there.read_bytes() != new.read_bytes():
+            owner = others[0] if others else "another model"
+            raise DeltaLLMError(
+                f"{there} belongs to {owner} and would be replaced: give each model a folder of its own."
+            )
+
+
+def renamed_in_config(out_path: Path) -> tuple[str, ...]:
+    """A note where a conversion takes the folder's genai_config.json over from another one."""
+    path = out_path.parent / GENAI_CONFIG
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["model"]["decoder"]["filename"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ()
+    if before == out_path.name or not isinstance(before, str) or not (path.parent / Path(before).name).is_file():
+        return ()
+    return (f"{path} named {before} and names {out_path.name} now: onnxruntime-genai runs one model of a folder.",)
 
 
 def copy_side_files(source: Path, target: Path, *, leave_out: set[Path]) -> None:

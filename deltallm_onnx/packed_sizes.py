@@ -48,6 +48,15 @@ def padded_head_size(cache_format: str, row_size: int) -> int | None:
     return None
 
 
+def bytes_per_row(cache_format: str, row_size: int) -> int:
+    """Bytes of a token outside sealed blocks, in a cache whose tensors have so many bytes per token.
+
+    An `int4` cache keeps its sinks, its window and the rows that wait for a block in 8 bits.
+    """
+    padded = padded_head_size(cache_format, row_size) if cache_format in PACKED_FORMATS else None
+    return row_size if padded is None else padded + ROW_OVERHEAD
+
+
 @dataclasses.dataclass(frozen=True)
 class PackedSizes:
     """A packed cache without its capacity.

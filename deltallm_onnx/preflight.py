@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deltallm_onnx.byte_text import byte_text
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.weights.formats import WeightFormat
 
@@ -118,7 +119,7 @@ def check_memory(needed: int, what: str) -> None:
     available = available_memory()
     if available is not None and needed > available:
         raise DeltaLLMError(
-            f"{what} needs up to {_gigabytes(needed)} of memory, and {_gigabytes(available)} are available: close "
+            f"{what} needs up to {byte_text(needed)} of memory, and {byte_text(available)} are available: close "
             "other programs, or use a machine with more."
         )
 
@@ -137,7 +138,7 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
     free = free_disk(folder)
     if needed > free:
         raise DeltaLLMError(
-            f"{what} takes up to {_gigabytes(needed)} on disk, and {folder} has {_gigabytes(free)} left: free some, or "
+            f"{what} takes up to {byte_text(needed)} on disk, and {folder} has {byte_text(free)} left: free some, or "
             "give another output path."
         )
 
@@ -205,7 +206,3 @@ def _statistic(path: Path, name: str) -> int:
     except (OSError, ValueError, IndexError):
         pass
     return 0
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from deltallm_onnx.passes.pipeline import rewrite_model
+from deltallm_onnx.passes.pipeline import model_geometry, rewrite_model
 from deltallm_onnx.passes.report import RewriteReport
 from deltallm_onnx.passes.site import AttentionSite, Declined
 
-__all__ = ["AttentionSite", "Declined", "RewriteReport", "rewrite_model"]
+__all__ = ["AttentionSite", "Declined", "RewriteReport", "model_geometry", "rewrite_model"]

@@ -8,10 +8,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from deltallm_onnx.attention_plan import AttentionPlan, LayerPlan
 from deltallm_onnx.config import DeltaConfig
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.passes import cache_match, naming
 from deltallm_onnx.passes.functions.signature import INPUTS
+from deltallm_onnx.passes.layer_plans import fitted_plan
 from deltallm_onnx.passes.layout import SWAP_HEADS_AND_TOKENS
 from deltallm_onnx.passes.site import AttentionSite
 
@@ -31,17 +33,25 @@ class BuildDeltaAttentionPass(ir.passes.InPlacePass):
         key ───[Transpose ▶ Reshape]─┤                         ┌─[Reshape ▶ Transpose]─▶ output
         value ─[Transpose ▶ Reshape]─┼─▶ ai.deltallm::DeltaAttention ─▶ present_key, present_value
         past_key, past_value ────────┤                         └─▶ statistics.N (when asked for)
-        deltallm.threshold.N ────────┤
+        deltallm.threshold.N ────────┤   (and deltallm.row_weight.N, where the layer's plan has weights)
         attention_mask ──────────────┘ (input 18, where the mask was proven to hold padding; other inputs as they are)
 
     Names, types and shapes of the site's outputs stay as they are. What only served the old attention, masks included,
     is removed. The graph is sorted again: presents may now come from a later node, and inputs that layers share too.
     """
 
-    def __init__(self, sites: Sequence[AttentionSite], config: DeltaConfig, *, statistics: bool = False) -> None:
+    def __init__(
+        self,
+        sites: Sequence[AttentionSite],
+        config: DeltaConfig,
+        plan: AttentionPlan | None = None,
+        *,
+        statistics: bool = False,
+    ) -> None:
         super().__init__()
         self._sites = sites
         self._config = config
+        self._plan = fitted_plan(plan, config, sites, one_function=False)
         self._statistics = statistics
 
     def requires(self, model: ir.Model) -> None:
@@ -53,7 +63,7 @@ class BuildDeltaAttentionPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace the sites one by one."""
         for site in self._sites:
-            delta = _delta_node(model.graph, site, self._config, self._statistics)
+            delta = _delta_node(model.graph, site, self._config, self._plan[site.layer], self._statistics)
             _take_over(model.graph, site, delta)
         RemoveUnusedNodesPass()(model)
         self._refuse_needed(model)
@@ -80,7 +90,7 @@ def _sort(graph: ir.Graph) -> None:
         ) from error
 
 
-def delta_attributes(site: AttentionSite, config: DeltaConfig) -> dict[str, int | float | str]:
+def delta_attributes(site: AttentionSite, config: DeltaConfig, plan: LayerPlan) -> dict[str, int | float | str]:
     """The attributes of DeltaAttention for one layer, all of them, in the order of docs/spec.md section 7."""
     return {
         "num_heads": site.num_heads,
@@ -92,17 +102,19 @@ def delta_attributes(site: AttentionSite, config: DeltaConfig) -> dict[str, int 
         "rotary_interleaved": int(site.rotary is not None and site.rotary.interleaved),
         "delta_window": config.window,
         "sinks": config.sinks,
-        "granularity": config.granularity,
-        "row_rule": config.row_rule,
+        "granularity": plan.granularity,
+        "row_rule": plan.row_rule,
         "refresh": config.refresh,
-        "v_skip": config.v_skip,
+        "v_skip": plan.v_skip,
         "prefill": config.prefill,
         "cache_format": config.cache_format,
         "prefill_compute": config.prefill_compute,
     }
 
 
-def _delta_node(graph: ir.Graph, site: AttentionSite, config: DeltaConfig, statistics: bool) -> ir.Node:
+def _delta_node(
+    graph: ir.Graph, site: AttentionSite, config: DeltaConfig, plan: LayerPlan, statistics: bool
+) -> ir.Node:
     """Insert the operator and what brings its inputs into shape, before the node that makes the site's output."""
     query, key, value = (
         _flat(graph, site, what, tensor, heads)
@@ -120,7 +132,8 @@ def _delta_node(graph: ir.Graph, site: AttentionSite, config: DeltaConfig, stati
         "past_value": site.past_value,
         "attention_bias": _bias(graph, site),
         "head_sink": site.head_sink,
-        "threshold": _threshold(graph, site, config),
+        "threshold": _constant(graph, naming.threshold_name(site.layer), plan.threshold),
+        "row_weight": _row_weight(graph, plan),
         "attention_mask": _int64_mask(graph, site),
     }
     if site.lengths is not None:
@@ -132,7 +145,7 @@ def _delta_node(graph: ir.Graph, site: AttentionSite, config: DeltaConfig, stati
     delta = ir.node(
         naming.DELTA_ATTENTION,
         [inputs.get(name) for name in INPUTS[: last + 1]],
-        delta_attributes(site, config),
+        delta_attributes(site, config, plan),
         domain=naming.DOMAIN,
         num_outputs=4 if statistics else 3,
         name=naming.delta_node_name(site.node, site.layer),
@@ -279,9 +292,8 @@ def _keep_shape(graph: ir.Graph, site: AttentionSite, output: ir.Value) -> None:
             reader.replace_input_with(index, joined)
 
 
-def _threshold(graph: ir.Graph, site: AttentionSite, config: DeltaConfig) -> ir.Value:
-    theta = np.full(site.kv_num_heads, config.threshold, np.float32)
-    return _constant(graph, naming.threshold_name(site.layer), theta)
+def _row_weight(graph: ir.Graph, plan: LayerPlan) -> ir.Value | None:
+    return None if plan.row_weight is None else _constant(graph, naming.row_weight_name(plan.layer), plan.row_weight)
 
 
 def _shape_constant(graph: ir.Graph, name: str, shape: list[int]) -> ir.Value:

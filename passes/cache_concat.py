@@ -11,14 +11,13 @@ from deltallm_onnx.passes.affine import Affine, dimension
 from deltallm_onnx.passes.axes import FOLLOWED, Axes, follow
 from deltallm_onnx.passes.constants import STANDARD_DOMAINS
 from deltallm_onnx.passes.head_expansion import HEAD
+from deltallm_onnx.passes.limits import LONGEST_CHAIN
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.scalar_scale import scale_factor
 from deltallm_onnx.passes.site import NotUnderstood
 
 BATCH, TOKEN, CHANNEL = "batch", "token", "channel"
 
-#: More steps than any exporter takes from a cache to the product that reads it.
-_MAX_STEPS = 32
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
@@ -121,7 +120,7 @@ def check_readers(read: CacheRead, what: str, attention: ir.Node) -> None:
 
 def cache_behind(value: ir.Value | None) -> ir.Value | None:
     """The graph input at the far end of a cache, if the way there looks like one; proves nothing."""
-    for _ in range(_MAX_STEPS):
+    for _ in range(LONGEST_CHAIN):
         node = None if value is None else value.producer()
         if node is None or node.domain not in STANDARD_DOMAINS or not node.inputs:
             return None
@@ -138,7 +137,7 @@ def _walk(value: ir.Value, what: str, interpreter: MaskInterpreter) -> tuple[ir.
     """The Concat, and the nodes from it to the value."""
     path: list[ir.Node] = []
     start = value
-    while len(path) <= _MAX_STEPS:
+    while len(path) <= LONGEST_CHAIN:
         node = value.producer()
         if node is None:
             raise NotUnderstood(f"its {what} {start.name!r} comes from {value.name!r} instead of a cache")
@@ -156,7 +155,7 @@ def _walk(value: ir.Value, what: str, interpreter: MaskInterpreter) -> tuple[ir.
             )
         path.append(node)
         value = source
-    raise NotUnderstood(f"its {what} {start.name!r} is more than {_MAX_STEPS} nodes away from a cache")
+    raise NotUnderstood(f"its {what} {start.name!r} is more than {LONGEST_CHAIN} nodes away from a cache")
 
 
 def _check_concat(concat: ir.Node, past: ir.Value, new: ir.Value, what: str) -> None:

@@ -19,7 +19,8 @@ class CheckModelPass(ir.passes.PassBase):
        the imported opset. Weights are not loaded.
     2. As many operators of delta attention as layers that were to be rewritten.
     3. Every DeltaAttention node: caches are graph inputs and outputs of the format's type, the threshold is a float32
-       initializer with one number per KV head, the padding mask is int64.
+       initializer with one number per KV head, or one per KV head and channel with granularity "element"; so are row
+       weights, with granularity "row"; the padding mask is int64.
     """
 
     def __init__(self, layers: int) -> None:
@@ -62,12 +63,23 @@ def _check_node(node: ir.Node) -> None:
     for index in (naming.PRESENT_KEY, naming.PRESENT_VALUE):
         present = node.outputs[index]
         _require(present.is_graph_output() and present.dtype is dtype, node, f"output {index}")
-    threshold = node.inputs[naming.THRESHOLD]
-    theta = None if threshold is None else threshold.const_value
-    heads = node.attributes["kv_num_heads"].as_int()
-    _require(theta is not None and theta.dtype is ir.DataType.FLOAT and theta.shape == [heads], node, "the threshold")
-    mask = node.inputs[naming.ATTENTION_MASK] if len(node.inputs) > naming.ATTENTION_MASK else None
+    inputs = [*node.inputs, *[None] * (naming.ATTENTION_MASK + 1 - len(node.inputs))]
+    by_rows = node.attributes["granularity"].as_string() == "row"
+    ranks = _ranks(node, inputs[naming.THRESHOLD])
+    _require(ranks == 1 or (ranks == 2 and not by_rows), node, "the threshold")
+    weight = inputs[naming.ROW_WEIGHT]
+    _require(weight is None or (by_rows and _ranks(node, weight) == 2), node, "the row weight")
+    mask = inputs[naming.ATTENTION_MASK]
     _require(mask is None or mask.dtype is ir.DataType.INT64, node, "the attention mask")
+
+
+def _ranks(node: ir.Node, value: ir.Value | None) -> int:
+    """1 for float32 [Hkv], 2 for [Hkv, D], 0 for anything else."""
+    tensor = None if value is None else value.const_value
+    heads = node.attributes["kv_num_heads"].as_int()
+    if tensor is None or tensor.dtype is not ir.DataType.FLOAT or tensor.shape[0] != heads:
+        return 0
+    return len(tensor.shape)
 
 
 def _require(holds: bool, node: ir.Node, what: str) -> None:

@@ -13,6 +13,7 @@ from deltallm_onnx.passes.axes import Axes, Axis, follow
 from deltallm_onnx.passes.cache_concat import BATCH, CHANNEL, TOKEN, CacheRead, check_readers, read_cache
 from deltallm_onnx.passes.cache_site import CachedAttention, Heads, cached_site, count_heads
 from deltallm_onnx.passes.constants import STANDARD_DOMAINS, constant_of, holds_only
+from deltallm_onnx.passes.limits import LONGEST_CHAIN
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.scalar_scale import scale_factor
 from deltallm_onnx.passes.score_readers import check_score_readers
@@ -25,8 +26,6 @@ DOMAIN, OP_TYPE = "", "Softmax"
 _QUERY_HEAD, _QUERY = "query_head", "query"
 #: From this opset on a Softmax runs along one axis; before, along all from its axis (by default 1) to the last.
 _OLDEST_SOFTMAX = 13
-#: More steps than any exporter takes from one of the products to the next.
-_MAX_STEPS = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +232,7 @@ def _peel_query(value: ir.Value, interpreter: MaskInterpreter) -> _Query:
     """Walk back over numbers that scale the query, and over the Reshape that joins batch and heads."""
     scale = 1.0
     reshapes: list[ir.Node] = []
-    for _ in range(_MAX_STEPS):
+    for _ in range(LONGEST_CHAIN):
         node = value.producer()
         if node is None:
             break
@@ -258,7 +257,7 @@ def _follow_probabilities(softmax: ir.Node) -> _Weighted:
     """Walk from a Softmax to the one product that reads it."""
     value = softmax.outputs[0]
     path: list[ir.Node] = []
-    for _ in range(_MAX_STEPS):
+    for _ in range(LONGEST_CHAIN):
         if value.is_graph_output():
             raise NotUnderstood(
                 f"its probabilities {value.name!r} are a graph output, and DeltaAttention does not form them"
@@ -281,7 +280,7 @@ def _follow_probabilities(softmax: ir.Node) -> _Weighted:
             )
         path.append(node)
         value = node.outputs[0]
-    raise NotUnderstood(f"its values are more than {_MAX_STEPS} nodes away from its Softmax")
+    raise NotUnderstood(f"its values are more than {LONGEST_CHAIN} nodes away from its Softmax")
 
 
 def _keeps_probabilities(node: ir.Node) -> bool:

@@ -14,8 +14,8 @@ DELTA_ATTENTION = "DeltaAttention"
 HYBRID_WINDOW_ATTENTION = "HybridWindowAttention"
 
 #: Where DeltaAttention has what: docs/spec.md section 7.
-PAST_KEY, PAST_VALUE, THRESHOLD, ATTENTION_MASK = (
-    INPUTS.index(name) for name in ("past_key", "past_value", "threshold", "attention_mask")
+PAST_KEY, PAST_VALUE, THRESHOLD, ROW_WEIGHT, ATTENTION_MASK = (
+    INPUTS.index(name) for name in ("past_key", "past_value", "threshold", "row_weight", "attention_mask")
 )
 OUTPUT, PRESENT_KEY, PRESENT_VALUE, STATISTICS = 0, 1, 2, 3
 
@@ -26,8 +26,13 @@ def delta_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def threshold_name(layer: int) -> str:
-    """Initializer [Hkv] with the layer's θ."""
+    """Initializer float32 [Hkv] or [Hkv, D] with the layer's θ."""
     return f"deltallm.threshold.{layer}"
+
+
+def row_weight_name(layer: int) -> str:
+    """Initializer float32 [Hkv, D] with the channel weights of the layer's row norms."""
+    return f"deltallm.row_weight.{layer}"
 
 
 def statistics_name(layer: int) -> str:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 import deltallm_onnx
+from deltallm_onnx.attention_plan import AttentionPlan, LayerGeometry
 from deltallm_onnx.config import DeltaConfig, FloatFormat
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.packed_sizes import PACKED_FORMATS
@@ -21,6 +22,7 @@ from deltallm_onnx.passes.cut_present_shape import CutPresentShapePass
 from deltallm_onnx.passes.expected_attention import ExpectedAttention, compare_with_source
 from deltallm_onnx.passes.fold_layout import FoldLayoutPass
 from deltallm_onnx.passes.fold_rotary import FoldRotaryPass
+from deltallm_onnx.passes.layer_plans import fitted_plan, site_geometry
 from deltallm_onnx.passes.match import find_layers, infer_missing_shapes
 from deltallm_onnx.passes.name_site_shapes import NameSiteShapesPass
 from deltallm_onnx.passes.onnx_checker import check_onnx
@@ -50,11 +52,13 @@ def rewrite_model(
     model: ir.Model,
     config: DeltaConfig,
     *,
+    plan: AttentionPlan | None = None,
     unfused: bool = False,
     statistics: bool = False,
     allow_partial: bool = False,
     source_sha256: str | None = None,
     expected: ExpectedAttention | None = None,
+    fallback: bool = True,
 ) -> RewriteReport:
     """Replace every attention layer of a model by delta attention, in place.
 
@@ -67,24 +71,29 @@ def rewrite_model(
             between two products around caches of Concats, as torch.onnx.export and optimum do. Weights may be external;
             none is read.
         config: written to the threshold initializers and the attributes of every layer.
+        plan: says threshold, row weights, granularity, row_rule and v_skip per layer instead of `config`.
         unfused: write each layer as DeltaThreshold and HybridWindowAttention instead of DeltaAttention.
         statistics: add an output `statistics.N` int64 [Hkv, 8] per layer (docs/spec.md section 6).
         allow_partial: leave layers that are not understood dense instead of refusing the model.
         source_sha256: of the source file in hex, for the metadata; None where there is no file.
         expected: what the model's configuration says of its attention, to be held against the graph.
+        fallback: give float caches their fallback functions; without them layers may differ in every way.
 
     Raises:
-        DeltaLLMError: where the model has no attention, was rewritten before, or has a layer that is not understood.
+        DeltaLLMError: where the model has no attention, was rewritten before, or has a layer that is not understood,
+            and where the plan does not fit the model.
     """
     try:
         return _rewrite(
             model,
             config,
+            plan=plan,
             unfused=unfused,
             statistics=statistics,
             allow_partial=allow_partial,
             source_sha256=source_sha256,
             expected=expected,
+            fallback=fallback,
         )
     except (ir.passes.InvariantError, ValueError) as error:
         reason = " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".")
@@ -94,15 +103,35 @@ def rewrite_model(
         ) from error
 
 
+def model_geometry(model: ir.Model) -> tuple[LayerGeometry, ...]:
+    """The attention layers that `rewrite_model` would replace, in ascending order of their numbers.
+
+    Args:
+        model: as `rewrite_model` takes it; nothing but shapes is added.
+
+    Raises:
+        DeltaLLMError: where the model has no attention, was rewritten before, or has a layer that is not understood.
+    """
+    _refuse_rewritten(model)
+    _refuse_invalid(model)
+    infer_missing_shapes(model)
+    found = find_layers(model)
+    sites = [entry for entry in found if isinstance(entry, AttentionSite)]
+    _refuse(model, sites, tuple(entry for entry in found if isinstance(entry, Declined)), allow_partial=False)
+    return tuple(sorted(site_geometry(sites), key=lambda layer: layer.layer))
+
+
 def _rewrite(
     model: ir.Model,
     config: DeltaConfig,
     *,
+    plan: AttentionPlan | None,
     unfused: bool,
     statistics: bool,
     allow_partial: bool,
     source_sha256: str | None,
     expected: ExpectedAttention | None,
+    fallback: bool,
 ) -> RewriteReport:
     _refuse_rewritten(model)
     _refuse_invalid(model)
@@ -118,15 +147,14 @@ def _rewrite(
     # The caches of declined layers are among them, and those layers are listed with their reasons.
     unread = unread_caches(model, sites) if allow_partial and not declined else []
     remarks = [] if expected is None else compare_with_source(sites, expected)
-    packed = config.cache_format in PACKED_FORMATS
-    if packed:
-        _refuse_unpackable(sites, config.cache_format, unfused=unfused)
-    else:
+    _refuse_unpackable(sites, config.cache_format, unfused=unfused)
+    one_function = config.cache_format not in PACKED_FORMATS and (fallback or unfused)
+    fitted = fitted_plan(plan, config, sites, one_function=one_function)
+    if one_function:
         refuse_mixed(sites)
         if raise_opset(model):
             sites = _found_again(model, sites)
-    layers = f"{len(sites)}/{len(found)} attention layers"
-    lines = [f"{layers} rewritten"]
+    lines = [f"{len(sites)}/{len(found)} attention layers rewritten"]
     lines += [f"layer {d.layer} ({d.node}) left dense: {d.reason}" for d in declined]
     lines += [f"the cache {name!r} is read by no attention that was found, and stays as it is" for name in unread]
     lines += remarks
@@ -134,23 +162,24 @@ def _rewrite(
     NameSiteShapesPass(sites)(model)
     CutPresentShapePass(sites)(model)
     PinCacheShapesPass(sites)(model)
-    if not packed:
+    if one_function:
         sites = unify_inputs(model.graph, sites)
-    BuildDeltaAttentionPass(sites, config, statistics=statistics)(model)
+    BuildDeltaAttentionPass(sites, config, fitted, statistics=statistics)(model)
     refuse_cache_lengths(model)
     FoldRotaryPass()(model)
     FoldLayoutPass()(model)
     RetypeCachesPass()(model)
     lines.append(f"keys and values of {len(sites)} layers cached as {config.cache_format}")
+    lines += _rules(plan)
     RemoveUnusedNodesPass()(model)
     removed = before - len(model.graph)
     lines.append(f"{before} nodes before, {len(model.graph)} after")
-    if packed:
-        lines.append(f"no fallback function: {config.cache_format} caches are for the operator library alone")
-    else:
+    if one_function:
         (UnfusePass() if unfused else AttachFunctionsPass())(model)
         lines.append(f"{len(model.functions)} fallback functions attached")
-    WriteMetadataPass(deltallm_onnx.__version__, config, len(sites), source_sha256)(model)
+    else:
+        lines.append(f"no fallback function: {config.cache_format} caches are for the operator library alone")
+    WriteMetadataPass(deltallm_onnx.__version__, config, len(sites), source_sha256, plan)(model)
     RemoveUnusedOpsetsPass()(model)
     CheckModelPass(len(sites))(model)
     lines.append("checked")
@@ -170,6 +199,15 @@ def _found_again(model: ir.Model, sites: list[AttentionSite]) -> list[AttentionS
             "cache_format (int8 or int4), which needs no conversion."
         )
     return again
+
+
+def _rules(plan: AttentionPlan | None) -> list[str]:
+    """The kinds of rules in a plan and how many layers have each."""
+    if plan is None:
+        return []
+    kinds = Counter(entry.form for entry in plan.layers)
+    listed = ", ".join(f"{form} in {count} layers" for form, count in kinds.items())
+    return [f"thresholds of the plan {plan.sha256[:12]}: {listed}"]
 
 
 def _refuse_rewritten(model: ir.Model) -> None:
@@ -227,6 +265,8 @@ def _refuse(
 
 def _refuse_unpackable(sites: list[AttentionSite], cache_format: str, *, unfused: bool) -> None:
     """A packed cache has no form in standard operators, and the capacity of some does not tell their length."""
+    if cache_format not in PACKED_FORMATS:
+        return
     if unfused:
         raise DeltaLLMError(
             f"cache_format {cache_format} has no form in standard operators: leave out --unfused, or choose "

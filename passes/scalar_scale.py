@@ -10,14 +10,13 @@ import numpy as np
 import onnx_ir as ir
 
 from deltallm_onnx.passes.constants import constant_of
+from deltallm_onnx.passes.limits import LONGEST_CHAIN
 from deltallm_onnx.passes.mask_domain import Positions, Vector
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.site import NotUnderstood
 
 #: Scores have four axes; a number with more would give them more.
 _MAX_RANK = 4
-#: Longer chains compute no scale.
-_MAX_DEPTH = 24
 #: Two roots and their product, each rounded to float32, differ from the exact scale by less than this share of it.
 _ROUNDING = 2.0**-22
 
@@ -39,11 +38,22 @@ def scalar(value: ir.Value | None, interpreter: MaskInterpreter) -> float | None
         value: a constant, or the result of Sqrt, Mul, Div, Pow or Reciprocal of such, or of a fixed length of a shape.
         interpreter: evaluates lengths.
     """
-    return None if value is None else _scalar(value, interpreter, 0)
+    return None if value is None else _scalar(value, interpreter, {}, 0)
 
 
-def _scalar(value: ir.Value, interpreter: MaskInterpreter, depth: int) -> float | None:
-    if value.is_graph_input() or depth > _MAX_DEPTH:
+def _scalar(
+    value: ir.Value, interpreter: MaskInterpreter, found: dict[ir.Value, float | None], depth: int
+) -> float | None:
+    """`found` keeps what is known: a value that is read twice at every step would be computed 2ⁿ times."""
+    if value not in found:
+        found[value] = _find(value, interpreter, found, depth)
+    return found[value]
+
+
+def _find(
+    value: ir.Value, interpreter: MaskInterpreter, found: dict[ir.Value, float | None], depth: int
+) -> float | None:
+    if value.is_graph_input() or depth > LONGEST_CHAIN:
         return None
     if value.shape is not None and (len(value.shape) > _MAX_RANK or any(size != 1 for size in value.shape)):
         return None
@@ -56,7 +66,9 @@ def _scalar(value: ir.Value, interpreter: MaskInterpreter, depth: int) -> float 
     if node.op_type in ("Gather", "Slice", "Size", "Shape"):
         return _fixed_length(value, interpreter)
     operands = [] if node.op_type in _SAME else node.inputs[1:]
-    numbers = [_scalar(x, interpreter, depth + 1) if x is not None else None for x in (node.inputs[0], *operands)]
+    numbers = [
+        _scalar(x, interpreter, found, depth + 1) if x is not None else None for x in (node.inputs[0], *operands)
+    ]
     known = [number for number in numbers if number is not None]
     return _compute(node, known) if len(known) == len(numbers) else None
 

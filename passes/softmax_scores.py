@@ -7,14 +7,13 @@ import dataclasses
 import onnx_ir as ir
 
 from deltallm_onnx.passes.constants import STANDARD_DOMAINS, constant_of
+from deltallm_onnx.passes.limits import LONGEST_CHAIN
 from deltallm_onnx.passes.mask_interpreter import MaskInterpreter
 from deltallm_onnx.passes.masks import is_hiding
 from deltallm_onnx.passes.scalar_scale import scale_factor
 from deltallm_onnx.passes.score_masks import Mask
 from deltallm_onnx.passes.site import NotUnderstood
 
-#: More steps than any exporter takes from a Softmax back to the product of queries and keys.
-_MAX_STEPS = 24
 #: Products that attention may be made of.
 _PRODUCTS = ("MatMul", "FusedMatMul", "Einsum", "Gemm", "TransposeMatMul", "FusedGemm")
 #: Operators between a Softmax and the product that makes it attention, also in forms that are not understood.
@@ -61,7 +60,7 @@ def read_scores(softmax: ir.Node, interpreter: MaskInterpreter) -> Scores:
         NotUnderstood: with the node at fault.
     """
     walk, value = _Walk(interpreter), softmax.inputs[0]
-    for _ in range(_MAX_STEPS):
+    for _ in range(LONGEST_CHAIN):
         node = None if value is None else value.producer()
         if value is None or node is None:
             raise NotUnderstood(f"its scores come from {value and value.name!r}")
@@ -70,7 +69,7 @@ def read_scores(softmax: ir.Node, interpreter: MaskInterpreter) -> Scores:
         if node.op_type == "MatMul":
             return Scores(node, walk.scale, walk.softcap, tuple(walk.masks), tuple(walk.path), tuple(walk.helpers))
         value = walk.before(node)
-    raise NotUnderstood(f"its scores are more than {_MAX_STEPS} nodes away from a product of queries and keys")
+    raise NotUnderstood(f"its scores are more than {LONGEST_CHAIN} nodes away from a product of queries and keys")
 
 
 class _Walk:
@@ -169,16 +168,20 @@ def _product_behind(value: ir.Value) -> ir.Node | None:
     return None
 
 
-def _is_weight(value: ir.Value | None, depth: int = 0) -> bool:
+def _is_weight(value: ir.Value) -> bool:
     """Whether a value is a constant, or computed from constants alone."""
-    if value is None or depth > _MAX_STEPS:
-        return False
-    if value.is_initializer() or constant_of(value) is not None:
-        return True
-    node = value.producer()
-    if node is None or node.op_type not in _OF_WEIGHTS:
-        return False
-    return all(_is_weight(x, depth + 1) for x in node.inputs if x is not None)
+    open_values, seen = [value], {value}
+    while open_values:
+        x = open_values.pop()
+        if x.is_initializer() or constant_of(x) is not None:
+            continue
+        node = x.producer()
+        if node is None or node.op_type not in _OF_WEIGHTS:
+            return False
+        new = [operand for operand in node.inputs if operand is not None and operand not in seen]
+        seen.update(new)
+        open_values += new
+    return True
 
 
 def _masked(node: ir.Node) -> tuple[ir.Value, Mask]:

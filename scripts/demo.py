@@ -2,9 +2,8 @@
 
     python scripts/demo.py --model models/demo
 
-Perplexity and divergence are measured with held keys active: over whole windows, with the model written once more with
-`prefill = "delta"`, whose outputs are those of token-by-token decoding (docs/spec.md section 3). Speed and bytes are
-those of the model as converted.
+Perplexity and divergence are measured with held keys active: over whole windows, with the model opened so that prompts
+are read as decoding reads (docs/spec.md section 3). Speed and bytes are those of the model as converted.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from deltallm_onnx.config import PROFILE_NAMES, DeltaConfig, profile
 from deltallm_onnx.convert import rewrite
 from deltallm_onnx.counters import Counters
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.evaluate import Score, compare, text_windows
+from deltallm_onnx.evaluation import Score, compare, delta_form, text_windows
 from deltallm_onnx.export import export_model
 from deltallm_onnx.runtime import (
     DecoderModel,
@@ -50,7 +49,7 @@ SEED = 7
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """The three files of the demonstration, open; `scored` has prefill "delta"."""
+    """The two files of the demonstration, open; `scored` is the second one, whose prompts read held keys."""
 
     dense: DecoderModel
     delta: DecoderModel
@@ -121,17 +120,15 @@ def _read_text(path: Path) -> str:
 
 
 def _prepare(model: Path, out: Path, config: DeltaConfig, threads: int | None, say: Any) -> Models:
-    """Export once, rewrite twice, open all three."""
+    """Export, rewrite, open."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DeltaLLMError(f"Cannot make the folder {out} ({error}): give another one with --out.") from error
     export_model(model, out / "dense.onnx", progress=say)
     rewrite(out / "dense.onnx", out / "delta.onnx", config, progress=say)
-    scored = config.replace(prefill="delta")
-    rewrite(out / "dense.onnx", out / "delta-prefill.onnx", scored, progress=say)
-    opened = [DecoderModel(out / f"{name}.onnx", threads=threads) for name in ("dense", "delta", "delta-prefill")]
-    return Models(*opened)
+    opened = [DecoderModel(out / f"{name}.onnx", threads=threads) for name in ("dense", "delta")]
+    return Models(*opened, scored=delta_form(out / "delta.onnx", threads=threads))
 
 
 def _begin(tokenizer: TextTokenizer) -> list[int]:
@@ -204,8 +201,8 @@ def _table(results: dict[str, Any]) -> Table:
 def _explanation(dense: Score, length: int, threads: int | None) -> str:
     """How the figures were taken."""
     return (
-        f"Perplexity and KL: {dense.tokens} predictions, windows of {length} tokens, held keys active (the model "
-        f'written with prefill "delta"). Speed: {length} tokens of prompt, then {DECODED_TOKENS} tokens, median of '
+        f"Perplexity and KL: {dense.tokens} predictions, windows of {length} tokens, held keys active "
+        f"(prompts read as decoding reads). Speed: {length} tokens of prompt, then {DECODED_TOKENS} tokens, median of "
         f"{REPETITIONS} turns, {threads or os.cpu_count()} threads. Dense is ONNX Runtime's standard Attention, whose "
         "caches are copied each step."
     )

@@ -13,12 +13,16 @@ import typer
 
 import deltallm_onnx
 from deltallm_onnx.cli.bench import bench_command
+from deltallm_onnx.cli.calibrate import calibrate_command
 from deltallm_onnx.cli.convert import convert_command
 from deltallm_onnx.cli.diff import diff_command
+from deltallm_onnx.cli.eval import eval_command
 from deltallm_onnx.cli.inspect import inspect_command
 from deltallm_onnx.cli.output import print_error
+from deltallm_onnx.cli.report import report_command
 from deltallm_onnx.cli.rewrite import rewrite_command
 from deltallm_onnx.cli.run import run_command
+from deltallm_onnx.cli.sweep import sweep_command
 from deltallm_onnx.errors import DeltaLLMError
 
 #: Bad input, a refused request, a wrong option.
@@ -38,11 +42,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("convert")(convert_command)
+app.command("calibrate")(calibrate_command)
+app.command("sweep")(sweep_command)
 app.command("rewrite")(rewrite_command)
 app.command("inspect")(inspect_command)
 app.command("diff")(diff_command)
 app.command("run")(run_command)
 app.command("bench")(bench_command)
+app.command("report")(report_command)
+app.command("eval")(eval_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from deltallm_onnx.bench import Measurement, Plan, Spread, bench_models, usual_pasts, write_record
-from deltallm_onnx.cli.output import byte_text, print_note, print_table, status
+from deltallm_onnx.byte_text import byte_text
+from deltallm_onnx.cli.output import print_note, print_table, status
 from deltallm_onnx.errors import DeltaLLMError
 
 

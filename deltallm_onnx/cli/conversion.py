@@ -44,6 +44,7 @@ def run_conversion(
             model,
             out,
             config,
+            plan=None if options.calibrated is None else options.calibrated[1],
             unfused=options.unfused,
             statistics=options.statistics,
             allow_partial=options.allow_partial,

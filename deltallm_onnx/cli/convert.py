@@ -10,7 +10,10 @@ import typer
 
 from deltallm_onnx.cli.conversion import run_conversion
 from deltallm_onnx.cli.delta_options import DeltaOptions, takes_delta_options
+from deltallm_onnx.cli.dense_export import export_dense
+from deltallm_onnx.cli.short_calibration import short_calibration
 from deltallm_onnx.cli.weights_options import WeightsOptions, takes_weights_options
+from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.runtime.side_files import context_length
 
 
@@ -22,6 +25,22 @@ def convert_command(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The model to write.")],
     *,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="kl=X | ppl=+X% | …", help="Find thresholds that keep it, as calibrate does [default: kl=0.01]."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        bool | None,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            help="Find thresholds by a short calibration [default: yes, unless they are given or a profile is named].",
+        ),
+    ] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Write the model as it is traced, for rewrite and --baseline.")
+    ] = False,
     ternary_bits: Annotated[
         int,
         typer.Option(metavar="2 | 4", help="Codes of BitNet's ternary weights: 4 for ONNX Runtime before 1.28."),
@@ -30,9 +49,15 @@ def convert_command(
     storage: WeightsOptions,
 ) -> None:
     """Trace a Hugging Face causal language model, rewrite its attention, and write an .onnx model."""
-    config = options.resolve(context_length(Path(model)))
     weights = storage.resolve()
+    if dense:
+        if budget is not None or calibrate is not None:
+            raise DeltaLLMError("--dense leaves out delta attention: leave out --budget and --calibrate.")
+        export_dense(model, out, options, weights=weights, ternary_bits=ternary_bits)
+        return
+    config = options.resolve(context_length(Path(model)))
+    calibration = short_calibration(model, config, options, budget=budget, wanted=calibrate)
     from deltallm_onnx.convert import convert  # noqa: PLC0415  # lazily: torch takes seconds to import
 
-    action = functools.partial(convert, ternary_bits=ternary_bits)
+    action = functools.partial(convert, ternary_bits=ternary_bits, calibrate=calibration)
     run_conversion(action, "Converting", model, out, config=config, options=options, weights=weights)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
+from deltallm_onnx.attention_plan import AttentionPlan
+from deltallm_onnx.calibration.plan_file import load_plan
 from deltallm_onnx.cli.option_groups import takes
 from deltallm_onnx.cli.window import parse_window
 from deltallm_onnx.config import (
@@ -30,12 +33,16 @@ def _one_of(kind: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class DeltaOptions:
-    """What the user said; None means not said. Options override the file, the file overrides the profile."""
+    """What the user said; None means not said. Options override the files, --config overrides the profile."""
 
     profile: Annotated[
         str | None, typer.Option(help=f"Start from a named configuration: {' | '.join(PROFILE_NAMES)}.")
     ] = None
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file with fields of DeltaConfig.")] = None
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Settings and thresholds per KV head, as calibrate wrote them."),
+    ] = None
     threshold: Annotated[float | None, typer.Option(metavar="θ", help="Largest change that is held; 0 is exact.")] = (
         None
     )
@@ -93,7 +100,7 @@ class DeltaOptions:
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
 
     def resolve(self, model_context: int | None) -> DeltaConfig:
-        """The configuration that the options, the file and the profile make together.
+        """The configuration that the options, the file and the profile, or the calibration, make together.
 
         Args:
             model_context: the model's context length in tokens, if known; --context goes before it.
@@ -102,6 +109,8 @@ class DeltaOptions:
             DeltaLLMError: for a value out of range, an unreadable file, an unknown profile, and a window that depends
                 on a context nobody knows.
         """
+        if self.calibrated is not None:
+            self._refuse_beside_plan()
         context = model_context if self.context is None else self.context
         from_file = _fields_in(self.config)
         said: dict[str, Any] = {
@@ -111,7 +120,7 @@ class DeltaOptions:
         }
         if self.window is not None:
             said["window"] = parse_window(self.window, context)
-        base = DeltaConfig()
+        base = DeltaConfig() if self.calibrated is None else self.calibrated[0]
         if self.profile is not None:
             if self.profile == "paper" and context is None and "window" not in {**from_file, **said}:
                 raise DeltaLLMError(
@@ -120,6 +129,22 @@ class DeltaOptions:
                 )
             base = profile(self.profile) if context is None else profile(self.profile, context)
         return base.replace(**{**from_file, **said})
+
+    @functools.cached_property
+    def calibrated(self) -> tuple[DeltaConfig, AttentionPlan] | None:
+        """What stands in the file of --plan; None without one.
+
+        Raises:
+            DeltaLLMError: as `load_plan`.
+        """
+        return None if self.plan is None else load_plan(self.plan)
+
+    def _refuse_beside_plan(self) -> None:
+        """Refuse what a plan says itself."""
+        for name in ("profile", "config", "threshold", "granularity", "row_rule", "v_skip"):
+            if getattr(self, name) is not None:
+                option = name.replace("_", "-")
+                raise DeltaLLMError(f"--{option} is given beside --plan {self.plan}, which says that: leave out one.")
 
 
 takes_delta_options = takes(DeltaOptions, "options")

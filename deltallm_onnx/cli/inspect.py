@@ -9,28 +9,40 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from deltallm_onnx.cli.output import byte_text, print_json, print_table
+from deltallm_onnx.byte_text import byte_text
+from deltallm_onnx.cli.memory import inspection_plan, plan_lines
+from deltallm_onnx.cli.output import print_json, print_table
 from deltallm_onnx.inspect import AttentionSiteInfo, Inspection, inspect_model
 
 
 def inspect_command(
     model: Annotated[Path, typer.Argument(metavar="X.onnx", help="A dense or rewritten model.")],
     *,
+    context: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="Plan the peak of memory for so many tokens in the caches.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(metavar="N", help="Of the plan: texts at once [default: 1].")] = None,
+    prompt_chunk: Annotated[
+        int | None, typer.Option(metavar="S", help="Of the plan: prompt tokens per call [default: all at once].")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List every attention site of a model with its settings; weights are not loaded."""
     inspection = inspect_model(model)
+    plan = inspection_plan(model, context, batch, prompt_chunk)
     if json_output:
-        print_json(inspection.to_dict())
+        print_json(inspection.to_dict() | ({} if plan is None else {"memory_plan": plan.to_dict()}))
         return
     _print(inspection)
+    for line in () if plan is None else plan_lines(plan, model):
+        print(line)
 
 
 def _print(inspection: Inspection) -> None:
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(inspection.opset.items()))
     print(f"{inspection.path}: {len(inspection.sites)} attention sites; operator sets {opsets}")
     if inspection.cache_bytes_per_token:
-        print(f"cache: {byte_text(inspection.cache_bytes_per_token)} per token, all layers")
+        print(f"cache: {_cache_text(inspection)}")
     for key, value in inspection.metadata.items():
         print(f"{key}: {value}")
     if inspection.needs_library:
@@ -44,6 +56,14 @@ def _print(inspection: Inspection) -> None:
     if shared:
         print("every site: " + ", ".join(f"{name}={_short(value)}" for name, value in shared.items()))
     print_table(_table(inspection, shared))
+
+
+def _cache_text(inspection: Inspection) -> str:
+    text = f"{byte_text(inspection.cache_bytes_per_token)} per token, all layers"
+    if inspection.cache_bytes_per_row != inspection.cache_bytes_per_token:
+        row = byte_text(inspection.cache_bytes_per_row)
+        text += f", in sealed blocks; {row} in the sinks, the window and up to 128 tokens that wait for a block"
+    return text
 
 
 def _shared_settings(inspection: Inspection) -> dict[str, Any]:
@@ -77,7 +97,8 @@ def _threshold_text(site: AttentionSiteInfo) -> str:
     if site.threshold is None:
         return "–"
     low, high = site.threshold
-    return f"{low:g}" if low == high else f"{low:g} … {high:g}"
+    text = f"{low:g}" if low == high else f"{low:.4g} … {high:.4g}"
+    return f"{text}, weighted" if site.row_weight else text
 
 
 def _short(value: object) -> str:

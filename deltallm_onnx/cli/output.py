@@ -50,12 +50,3 @@ def status(text: str) -> Iterator[Callable[[str], None]]:
         return
     with console.status(text) as spinner:
         yield spinner.update
-
-
-def byte_text(count: float) -> str:
-    """A byte count for people: 1.5 KiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} GiB"

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from deltallm_onnx.cli.output import byte_text, print_json, print_note, status
+from deltallm_onnx.byte_text import byte_text
+from deltallm_onnx.cli.memory import check_max_memory
+from deltallm_onnx.cli.output import print_json, print_note, status
 from deltallm_onnx.runtime import (
     DecoderModel,
     Generation,
@@ -17,6 +19,8 @@ from deltallm_onnx.runtime import (
     end_of_sequence_ids,
     generate,
 )
+from deltallm_onnx.runtime.model_file import check_model_path
+from deltallm_onnx.runtime.session_settings import LOW_MEMORY
 
 
 def run_command(
@@ -36,14 +40,40 @@ def run_command(
     no_library: Annotated[
         bool, typer.Option("--no-library", help="Run the function bodies in the model instead of the operator library.")
     ] = False,
+    prompt_chunk: Annotated[
+        int | None,
+        typer.Option(
+            metavar="S",
+            help="Read the prompt in calls of S tokens: less memory. With prefill exact, later calls read held keys "
+            "where one call reads exact ones [default: one call].",
+        ),
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Refuse to start where more memory may be needed, such as 512MB.")
+    ] = None,
+    low_memory: Annotated[
+        bool,
+        typer.Option("--low-memory", help="For small devices: no memory arena, no memory pattern, no busy waiting."),
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
     """Continue a prompt: the text goes to stdout as it comes, speed, cache and counters to stderr."""
     sampler = Sampler(temperature, top_k, top_p, seed)
-    with status(f"Opening {model} …"):
-        decoder = DecoderModel(model, use_library=not no_library, threads=threads)
+    check_model_path(model)
     tokenizer = TextTokenizer(model.parent)
     ids = tokenizer.encode(prompt)
+    if max_memory is not None:
+        check_max_memory(
+            model,
+            max_memory,
+            prompt_tokens=len(ids),
+            max_new_tokens=max_new_tokens,
+            prompt_chunk=prompt_chunk,
+            use_library=not no_library,
+        )
+    with status(f"Opening {model} …"):
+        settings = LOW_MEMORY if low_memory else None
+        decoder = DecoderModel(model, use_library=not no_library, threads=threads, settings=settings)
     end_ids = end_of_sequence_ids(model.parent)
     context = context_length(model.parent)
     if context is not None and len(ids) + max_new_tokens > context:
@@ -54,7 +84,15 @@ def run_command(
         if not json_output:
             print(stream.push(token), end="", flush=True)
 
-    result = generate(decoder, ids, max_new_tokens=max_new_tokens, sampler=sampler, end_ids=end_ids, on_token=show)
+    result = generate(
+        decoder,
+        ids,
+        max_new_tokens=max_new_tokens,
+        sampler=sampler,
+        end_ids=end_ids,
+        on_token=show,
+        prompt_chunk=prompt_chunk,
+    )
     if json_output:
         print_json({"prompt": prompt, "text": tokenizer.decode(result.tokens), **_report(decoder, result)})
         return
@@ -81,14 +119,23 @@ def _report(decoder: DecoderModel, result: Generation) -> dict[str, Any]:
     }
 
 
+def _in_blocks(decoder: DecoderModel) -> str:
+    """What a token of an int4 cache comes down to once it lies in a sealed block."""
+    caches = decoder.signature.caches
+    if not any(cache.packed and cache.packed.row_bytes != cache.packed.bytes_per_token for cache in caches):
+        return ""
+    return f" ({byte_text(sum(cache.row_bytes for cache in caches))} in sealed blocks)"
+
+
 def _summary(decoder: DecoderModel, result: Generation) -> list[str]:
     decode = result.decode_tokens_per_second
     per_token = result.cache_bytes_in_use / result.cached_tokens
+    in_blocks = _in_blocks(decoder)
     in_use, allocated = byte_text(result.cache_bytes_in_use), byte_text(result.cache_bytes_allocated)
     lines = [
         f"prefill: {result.prompt_tokens} tokens, {result.prefill_tokens_per_second:.1f} tokens/s",
         f"decode: {len(result.tokens)} tokens, " + ("–" if decode is None else f"{decode:.1f} tokens/s"),
-        f"cache: {byte_text(per_token)} per token, all layers: {in_use} in use, {allocated} allocated",
+        f"cache: {byte_text(per_token)} per token, all layers{in_blocks}: {in_use} in use, {allocated} allocated",
     ]
     if result.counters is not None:
         lines.append(

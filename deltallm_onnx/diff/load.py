@@ -31,7 +31,7 @@ def load(source: ModelSource, which: str) -> ir.Model:
         return _deserialize(source, which, base_dir="")
     path = Path(source)
     if path.is_dir():
-        raise DeltaLLMError(f"{path} is a folder: give the ONNX file itself.")
+        raise DeltaLLMError(f"{path} is a directory: name the .onnx file in it.")
     if not path.is_file():
         raise DeltaLLMError(f"There is no file {path}: give the path of an ONNX model.")
     try:

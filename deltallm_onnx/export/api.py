@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from deltallm_onnx.byte_text import byte_text
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.export.output import check_writable, staged
+from deltallm_onnx.export.output import check_model_path, staged
 from deltallm_onnx.export.report import ExportReport
 from deltallm_onnx.export.source import ModelSource
 from deltallm_onnx.preflight import check_disk, check_memory, export_disk, export_memory, stored_shapes, ternary_shapes
@@ -49,7 +50,7 @@ def export_model(
     """
     say = progress or (lambda _: None)
     out_path = Path(out_path)
-    check_writable(out_path)
+    check_model_path(out_path)
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise DeltaLLMError(f"Exporting a model needs {', '.join(missing)}: install deltallm-onnx[export].")
@@ -108,8 +109,8 @@ def _export(
         notes=tuple(notes),
         weights=None if weights_report is None else weights_report(),
     )
-    peak = report.peak_rss_bytes / 1e9
-    say(f"Exported {parameters:,} parameters in {report.seconds:.1f} s, peak memory {peak:.2f} GB")
+    peak = byte_text(report.peak_rss_bytes)
+    say(f"Exported {parameters:,} parameters in {report.seconds:.1f} s, peak memory {peak}")
     return report
 
 

@@ -10,6 +10,17 @@ from pathlib import Path
 from deltallm_onnx.errors import DeltaLLMError
 
 
+def check_model_path(out_path: Path) -> None:
+    """Refuse a path that no .onnx file can be written to, before any work is done.
+
+    Raises:
+        DeltaLLMError: as `check_writable` does, and for another suffix, by which no command would find the model.
+    """
+    check_writable(out_path)
+    if out_path.suffix.lower() != ".onnx":
+        raise DeltaLLMError(f"{out_path} does not end in .onnx: give the name of the .onnx file to write.")
+
+
 def check_writable(out_path: Path) -> None:
     """Refuse an output path that cannot be written, before any work is done.
 

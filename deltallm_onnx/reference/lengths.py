@@ -50,11 +50,17 @@ def resolve_lengths(
         attention_mask: int [B, T] or None.
 
     Raises:
-        DeltaLLMError: for lengths that contradict each other, and for a zero inside a row of the mask.
+        DeltaLLMError: for lengths that contradict each other, for a zero inside a row of the mask, and for
+            entries other than 0 and 1.
     """
     if attention_mask is not None and (attention_mask.ndim != 2 or attention_mask.shape[0] != batch):
         raise DeltaLLMError(
             f"attention_mask has shape {list(attention_mask.shape)}: give [{batch}, past + {new_tokens} new tokens]."
+        )
+    if attention_mask is not None and (others := np.argwhere((attention_mask != 0) & (attention_mask != 1))).size:
+        b, column = others[0]
+        raise DeltaLLMError(
+            f"attention_mask has a {attention_mask[b, column]} at row {b}, column {column}: it may hold 0 and 1 only."
         )
     if seqlens_k is not None:
         lengths = _from_seqlens(batch, new_tokens, seqlens_k, total_sequence_length, attention_mask)

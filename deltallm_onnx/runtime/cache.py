@@ -170,6 +170,16 @@ class KVCache:
             if not tensor.in_place:
                 self._values[tensor.past] = outputs[tensor.present]
 
+    def copy(self) -> KVCache:
+        """Another cache with the same tokens, to continue one text in several ways."""
+        twin = KVCache(self._tensors, batch=self._batch, limit=self._limit)
+        twin._length = self._length
+        for tensor in self._tensors:
+            rows = self._empty(tensor, self.capacity(tensor))
+            rows[...] = self._values[tensor.past].numpy()
+            twin._values[tensor.past] = ort.OrtValue.ortvalue_from_numpy(rows)
+        return twin
+
     def rows(self, past: str) -> npt.NDArray[Any]:
         """A copy of the rows in use [B, Hkv, length, last] of the cache with this input name.
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime as ort
 
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.runtime.cache import KVCache
 from deltallm_onnx.runtime.library import register
 from deltallm_onnx.runtime.model_file import read_model_file
+from deltallm_onnx.runtime.session_settings import SessionSettings
 from deltallm_onnx.runtime.signature import DecoderSignature, read_signature
 
 # ONNX Runtime's severities: its errors reach us as exceptions, so its own log stays quiet.
 _LOG_FATAL_ONLY = 4
+# Where a model that comes as bytes has its external tensors (onnxruntime_session_options_config_keys.h).
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class DecoderModel:
@@ -29,15 +34,27 @@ class DecoderModel:
         use_library: run `ai.deltallm` operators with the compiled library. False runs their function bodies: slow, and
             only possible where the model carries them.
         threads: intra-op threads; None leaves the choice to ONNX Runtime.
+        edit: changes the graph in memory before it is opened; the file and its external weights stay as they are.
+        settings: what the session trades memory for; ONNX Runtime's defaults if None.
 
     Raises:
         DeltaLLMError: for a file that is no such model, for a missing library, and where ONNX Runtime refuses it.
     """
 
-    def __init__(self, path: Path, *, use_library: bool = True, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        use_library: bool = True,
+        threads: int | None = None,
+        edit: Callable[[onnx.ModelProto], None] | None = None,
+        settings: SessionSettings | None = None,
+    ) -> None:
         if threads is not None and threads < 1:
             raise DeltaLLMError(f"threads is {threads}: give a whole number of at least 1.")
         proto = read_model_file(path)
+        if edit is not None:
+            edit(proto)
         self.path = path
         self.signature: DecoderSignature = read_signature(proto, str(path), use_library=use_library)
         self.metadata = {entry.key: entry.value for entry in proto.metadata_props}
@@ -46,16 +63,21 @@ class DecoderModel:
                 f"{path} has no function body for {', '.join(self.signature.without_function)}: "
                 "run it with the operator library."
             )
+        source = str(path) if edit is None else proto.SerializeToString()
         del proto  # it may hold all weights, and ONNX Runtime is about to read them again
         options = ort.SessionOptions()
         options.log_severity_level = _LOG_FATAL_ONLY
+        if settings is not None:
+            settings.apply(options)
+        if edit is not None:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.resolve().parent))
         if threads is not None:
             options.intra_op_num_threads = threads
         self.uses_library = use_library and self.signature.delta_nodes > 0
         if self.uses_library:
             register(options)
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise DeltaLLMError(f"ONNX Runtime {ort.__version__} refuses {path}: {_reason(error)}") from error
 

@@ -10,6 +10,18 @@ from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.external_data import check_external_data
 
 
+def check_model_path(path: Path) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        DeltaLLMError: for a directory, and where there is nothing.
+    """
+    if path.is_dir():
+        raise DeltaLLMError(f"{path} is a directory: name the .onnx file in it.")
+    if not path.is_file():
+        raise DeltaLLMError(f"There is no file {path}: give the path of an .onnx model.")
+
+
 def read_model_file(path: Path) -> onnx.ModelProto:
     """Parse the graph; tensors in external files stay there, checked but not loaded.
 
@@ -20,10 +32,7 @@ def read_model_file(path: Path) -> onnx.ModelProto:
         DeltaLLMError: for a missing or unreadable file, for one that is not an ONNX model or is cut short, and for
             external data outside its directory (`check_external_data`).
     """
-    if path.is_dir():
-        raise DeltaLLMError(f"{path} is a directory: name the .onnx file in it.")
-    if not path.is_file():
-        raise DeltaLLMError(f"There is no file {path}: give the path of an .onnx model.")
+    check_model_path(path)
     try:
         model = onnx.load_model_from_string(path.read_bytes())
     except OSError as error:

@@ -16,7 +16,8 @@ from deltallm_onnx.runtime.cache import CacheTensor
 DOMAIN = "ai.deltallm"
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
-_STATISTICS = re.compile(r"statistics\.(\d+)")
+#: Names of outputs with a layer's raw counts.
+STATISTICS = re.compile(r"statistics\.(\d+)")
 
 # Operators that take one buffer as past and present, with more rows than are in use, and the inputs of which one must
 # be there to say how many: seqlens_k or attention_mask.
@@ -80,7 +81,7 @@ def read_signature(model: onnx.ModelProto, where: str, *, use_library: bool) -> 
     return DecoderSignature(
         caches=_caches(model, past, where, use_library=use_library),
         input_types=others,
-        statistics=tuple(sorted((name for name in outputs if _STATISTICS.fullmatch(name)), key=_index)),
+        statistics=tuple(sorted((name for name in outputs if STATISTICS.fullmatch(name)), key=_index)),
         delta_nodes=sum(node.domain == DOMAIN for node in model.graph.node),
         without_function=_without_function(model),
     )

@@ -34,12 +34,19 @@ class TextTokenizer:
             raise DeltaLLMError(f"{path} is not a tokenizer file ({error}): copy it again.") from error
         self._begin = self._begin_token(folder)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids, with the special tokens that the model expects around a text."""
-        ids: list[int] = self._tokenizer.encode(text).ids
-        if self._begin is not None and ids[:1] != [self._begin]:
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Token ids, with or without the special tokens that the model expects around a text."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special_tokens).ids
+        if special_tokens and self._begin is not None and ids[:1] != [self._begin]:
             ids.insert(0, self._begin)
         return ids
+
+    @property
+    def begin_ids(self) -> list[int]:
+        """The special tokens that the model expects before every text; empty for most models without a BOS token."""
+        text = "a"
+        whole, own = self.encode(text), self.encode(text, special_tokens=False)
+        return next((whole[:at] for at in range(len(whole)) if whole[at : at + len(own)] == own), [])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""

@@ -9,10 +9,8 @@ _HALVED = (
     "when it opens the model."
 )
 _CODED = "Run it with ONNX Runtime 1.23 or later: older ones lack GatherBlockQuantized of this kind."
-_SYMMETRIC_TABLES = (
-    "Embeddings, and a head tied to them, are symmetric all the same: ONNX Runtime 1.23 to 1.26 look up asymmetric "
-    "4-bit rows wrongly."
-)
+_SYMMETRIC_TABLES = "Embeddings, and a head tied to them, are symmetric all the same"
+_WRONG_LOOKUPS = ": ONNX Runtime 1.23 to 1.26 look up asymmetric 4-bit rows wrongly."
 
 
 def weight_notes(report: WeightsReport | None) -> tuple[str, ...]:
@@ -21,4 +19,6 @@ def weight_notes(report: WeightsReport | None) -> tuple[str, ...]:
         return ()
     if not report.weight_format.bits:
         return (_HALVED,)
-    return (_CODED,) if report.weight_format.symmetric else (_CODED, _SYMMETRIC_TABLES)
+    if report.weight_format.symmetric:
+        return (_CODED,)
+    return (_CODED, _SYMMETRIC_TABLES + (_WRONG_LOOKUPS if report.weight_format.bits == 4 else "."))

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from deltallm_onnx.byte_text import byte_text
 from deltallm_onnx.weights.block_quantise import StorageError
 from deltallm_onnx.weights.formats import WeightFormat
 
@@ -77,15 +78,15 @@ class WeightsReport:
         after = sum(matrix.stored_bytes for matrix in self.stored)
         worst = ", ".join(f"{matrix.name} {matrix.error.relative_rms:.2%}" for matrix in self.worst)
         lines = [
-            f"{len(self.stored)} weights stored as {self.weight_format}: {_megabytes(after)} instead of "
-            + _megabytes(before),
+            f"{len(self.stored)} weights stored as {self.weight_format}: {byte_text(after)} instead of "
+            + byte_text(before),
             f"relative RMS error of the weights: {self.relative_rms:.2%} in total; largest: {worst}",
         ]
         if self.left:
             largest = sorted(self.left, key=lambda weight: -weight.parameters)
             named = "; ".join(f"{weight.name}, {weight.reason}" for weight in largest[:_NAMED])
             more = f"; and {len(largest) - _NAMED} more" if len(largest) > _NAMED else ""
-            size = _megabytes(4 * sum(weight.parameters for weight in largest))
+            size = byte_text(4 * sum(weight.parameters for weight in largest))
             lines.append(f"{len(largest)} weights left as they were ({size} in float32): {named}{more}")
         return tuple(lines)
 
@@ -105,7 +106,3 @@ class WeightsReport:
             ],
             "left": [dataclasses.asdict(weight) for weight in self.left],
         }
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"

@@ -26,7 +26,7 @@ from bench.packed_choices import Curve, Seen
 from bench.packed_choices_tables import AGAINST_MEAN, RELATIVE, TABLES, WEIGHTED, savings
 from deltallm_onnx import DeltaConfig, rewrite
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.evaluate import compare, text_windows
+from deltallm_onnx.evaluation import compare, text_windows
 from deltallm_onnx.export import export_model
 from deltallm_onnx.runtime import DecoderModel, TextTokenizer
 
@@ -230,9 +230,7 @@ def test_a_missing_folder_is_refused_before_measuring(
     with pytest.raises(SystemExit) as left:
         packed_choices.main()
     assert left.value.code == 2
-    assert capsys.readouterr().err == (
-        "error: There is no folder no/such: make it first, or name another with --record.\n"
-    )
+    assert capsys.readouterr().err == ("error: There is no folder no/such: make it first, or give another --record.\n")
 
 
 def test_the_committed_page_is_what_the_committed_record_gives() -> None:

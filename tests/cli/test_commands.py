@@ -106,6 +106,7 @@ def test_inspect_lists_the_sites_of_both_forms(dense: Path, delta: Path, deltall
             assert (site["num_heads"], site["kv_num_heads"], site["head_size"]) == (QUERY_HEADS, KV_HEADS, HEAD_SIZE)
             assert site["threshold"] == threshold
         assert found["cache_bytes_per_token"] == LAYERS * 2 * KV_HEADS * HEAD_SIZE * row_bytes
+        assert found["cache_bytes_per_row"] == found["cache_bytes_per_token"]
         assert Path(found["library"]).is_file()
         text = deltallm("inspect", path)
         assert (text.code, text.err) == (0, "")

@@ -28,10 +28,20 @@ def test_a_packed_model_is_written_inspected_and_run(dense: Path, deltallm: Run,
     found = deltallm("inspect", out, "--json").json
     assert [site["head_size"] for site in found["sites"]] == [HEAD_SIZE] * LAYERS
     assert found["cache_bytes_per_token"] == LAYERS * 2 * KV_HEADS * bytes_per_token(cache_format, HEAD_SIZE)
+    assert found["cache_bytes_per_row"] == LAYERS * 2 * KV_HEADS * (HEAD_SIZE + 4)
     assert found["metadata"]["deltallm.config"]["prefill_compute"] == "bfloat16"
     text = deltallm("inspect", out).out
     assert "needs the operator library for DeltaAttention" in text
     assert f"cache_format={cache_format}" in text
+    row, token = LAYERS * 2 * KV_HEADS * (HEAD_SIZE + 4), found["cache_bytes_per_token"]
+    summary = deltallm("run", out, *PROMPT).err
+    if cache_format == "int8":
+        assert row == token
+        assert f"cache: {row} B per token, all layers\n" in text
+        assert "sealed" not in summary
+    else:
+        assert f"cache: {token} B per token, all layers, in sealed blocks; {row} B in the sinks" in text
+        assert f"per token, all layers ({token} B in sealed blocks): " in summary
     run = deltallm("run", out, *PROMPT, "--json").json
     assert len(run["tokens"]) == 24
     assert run["counters"]["delta_sparsity"] > 0

@@ -22,7 +22,7 @@ def test_rewrite_stores_weights(dense: Path, deltallm: Run) -> None:
     assert (text.code, text.err) == (0, "")
     assert "weights stored as int8 (blocks of 16, asymmetric, accuracy level 0)" in text.out
     assert "relative RMS error of the weights: " in text.out
-    assert "Embeddings, and a head tied to them, are symmetric all the same" in text.out
+    assert "Embeddings, and a head tied to them, are symmetric all the same.\n" in text.out
     products = [node for node in onnx.load(out).graph.node if node.op_type == "MatMulNBits"]
     assert products
     for node in products:
@@ -38,7 +38,9 @@ def test_rewrite_stores_weights(dense: Path, deltallm: Run) -> None:
 def test_defaults_are_fast_and_right(dense: Path, deltallm: Run) -> None:
     out = dense.with_name("out.onnx")
     for options, level, inputs in (((), 4, 3), (("--asymmetric",), None, 4)):
-        assert deltallm("rewrite", dense, out, "--weights", "int4", *options).code == 0
+        outcome = deltallm("rewrite", dense, out, "--weights", "int4", *options)
+        assert outcome.code == 0
+        assert ("look up asymmetric 4-bit rows wrongly" in outcome.out) == bool(options)
         node = next(
             node for node in onnx.load(out).graph.node if node.op_type == "MatMulNBits" and len(node.input) == inputs
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deltallm_onnx import DeltaConfig, rewrite
-from deltallm_onnx.evaluate import compare, text_windows
+from deltallm_onnx.evaluation import compare, text_windows
 from deltallm_onnx.export import export_model
 from deltallm_onnx.runtime import DecoderModel, TextTokenizer, generate
 

@@ -13,13 +13,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import AttributeProto
+from onnx import AttributeProto, TensorProto
 from support.attention_models import GraphBuilder, runner
 from support.genai_folders import CONTEXT, genai_config, read_config, write_genai_folder
 from support.grouped_query_models import HEAD_SIZE, KV_HEADS, grouped_query_feeds
 
 import deltallm_onnx
 from deltallm_onnx import DeltaLLMError, profile
+from deltallm_onnx.byte_text import byte_text
 from deltallm_onnx.inspect import inspect_model
 from deltallm_onnx.packed_sizes import PackedSizes, bytes_per_token
 from deltallm_onnx.runtime import ops_library_path
@@ -101,8 +102,8 @@ def test_int4_caches_have_the_rows_of_the_longest_text(tmp_path: Path, context: 
     # A runtime that allows longer texts than there is room for would fail in the middle of one.
     assert read_config(out)["model"]["context_length"] == tokens
     assert read_config(out)["search"]["max_length"] == tokens
-    megabytes = 2 * 2 * KV_HEADS * rows * sizes.bytes_per_token / 1e6
-    assert any(f"{rows} rows for {tokens} tokens, {megabytes:.1f} MB" in note for note in report.notes)
+    size = byte_text(2 * 2 * KV_HEADS * rows * sizes.bytes_per_token)
+    assert any(f"{rows} rows for {tokens} tokens, {size} per sequence" in note for note in report.notes)
 
 
 def test_int4_caches_without_a_context_length(tmp_path: Path) -> None:
@@ -322,3 +323,40 @@ def test_other_letters_stay_readable(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "genai_config.json").read_text(encoding="utf-8")
     assert "größer ≥ 3" in text
     assert json.loads(text)["model"]["note"] == "größer ≥ 3"
+
+
+@pytest.mark.parametrize("cache_format", ["float32", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("field", "said", "found"),
+    [("head_size", 20, HEAD_SIZE), ("num_hidden_layers", 3, 2), ("num_key_value_heads", 6, KV_HEADS)],
+)
+def test_a_configuration_of_another_model(tmp_path: Path, cache_format: str, field: str, said: int, found: int) -> None:
+    source = write_genai_folder(tmp_path / "in", genai_config(**{field: said}))
+    sentence = rf"model\.decoder\.{field} is {said}, and in the graph it is {found}: correct it"
+    with pytest.raises(DeltaLLMError, match=sentence):
+        deltallm_onnx.rewrite(source, tmp_path / "out", CONFIG.replace(cache_format=cache_format))
+    assert listing(tmp_path) == ["in", *(f"in/{file}" for file in listing(source))]
+
+
+def test_layers_with_other_states_are_counted(tmp_path: Path) -> None:
+    """LFM2 has convolutions before and behind its attention."""
+
+    def convolution(g: GraphBuilder) -> None:
+        state = g.input("state.4", TensorProto.FLOAT, ["batch", 7, 3])
+        g.output(g.node("Relu", state), TensorProto.FLOAT, ["batch", 7, 3])
+
+    inputs = {**genai_config()["model"]["decoder"]["inputs"], "past_conv_names": "state.%d"}
+    for layers in (2, 4, 6):
+        config = genai_config(num_hidden_layers=layers, inputs=inputs)
+        source = write_genai_folder(tmp_path / f"in{layers}", config, changed=convolution)
+        with pytest.raises(DeltaLLMError, match=f"num_hidden_layers is {layers}, and in the graph it is 5"):
+            deltallm_onnx.rewrite(source, tmp_path / "out", CONFIG)
+    config = genai_config(num_hidden_layers=5, inputs=inputs)
+    deltallm_onnx.rewrite(write_genai_folder(tmp_path / "in", config, changed=convolution), tmp_path / "out", CONFIG)
+
+
+def test_a_folder_is_not_written_to_a_file(tmp_path: Path) -> None:
+    source = write_genai_folder(tmp_path / "in")
+    with pytest.raises(DeltaLLMError, match=r"out\.onnx ends in \.onnx, and a folder becomes a folder"):
+        deltallm_onnx.rewrite(source, tmp_path / "out.onnx", CONFIG)
+    assert listing(tmp_path) == ["in", *(f"in/{file}" for file in listing(source))]

@@ -45,7 +45,7 @@ def save_external(model: onnx.ModelProto, path: Path, *, one_file: bool = True) 
         path,
         save_as_external_data=True,
         all_tensors_to_one_file=one_file,
-        location="weights.bin" if one_file else None,
+        location="weights.onnx.data" if one_file else None,
         size_threshold=1000,
     )
     return path
@@ -90,7 +90,7 @@ def test_weights_are_not_loaded(tmp_path: Path) -> None:
     (weight,) = (tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL)
     weight.dims[0] = rows
     del weight.external_data[1:]
-    with (tmp_path / "in" / "weights.bin").open("wb") as file:
+    with (tmp_path / "in" / "weights.onnx.data").open("wb") as file:
         file.truncate(rows * WIDTH * 4)
     source.write_bytes(model.SerializeToString())
     tracemalloc.start()
@@ -125,7 +125,7 @@ def edit_reference(change: Callable[[dict[str, str]], None]) -> Callable[[Path],
 
 
 def link_the_data(source: Path) -> None:
-    data = source.parent / "weights.bin"
+    data = source.parent / "weights.onnx.data"
     data.rename(source.parent.parent / "elsewhere.bin")
     data.symlink_to(source.parent.parent / "elsewhere.bin")
 
@@ -133,13 +133,13 @@ def link_the_data(source: Path) -> None:
 def link_the_folder(source: Path) -> None:
     elsewhere = source.parent.parent / "elsewhere"
     elsewhere.mkdir()
-    (source.parent / "weights.bin").rename(elsewhere / "weights.bin")
+    (source.parent / "weights.onnx.data").rename(elsewhere / "weights.onnx.data")
     (source.parent / "sub").symlink_to(elsewhere)
-    edit_reference(lambda entries: entries.update(location="sub/weights.bin"))(source)
+    edit_reference(lambda entries: entries.update(location="sub/weights.onnx.data"))(source)
 
 
 def hard_link_the_data(source: Path) -> None:
-    os.link(source.parent / "weights.bin", source.parent.parent / "elsewhere.bin")
+    os.link(source.parent / "weights.onnx.data", source.parent.parent / "elsewhere.bin")
 
 
 def cut_the_model(source: Path) -> None:
@@ -148,7 +148,7 @@ def cut_the_model(source: Path) -> None:
 
 
 def cut_the_data(source: Path) -> None:
-    data = source.parent / "weights.bin"
+    data = source.parent / "weights.onnx.data"
     data.write_bytes(data.read_bytes()[:-4])
 
 
@@ -170,7 +170,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "absolute": (edit_reference(lambda e: e.update(location="/etc/passwd")), "'/etc/passwd'"),
     "parent": (edit_reference(lambda e: e.update(location="../elsewhere.bin")), "'../elsewhere.bin'"),
     "hidden parent": (edit_reference(lambda e: e.update(location="a/../../elsewhere.bin")), "leaves the model's"),
-    "windows drive": (edit_reference(lambda e: e.update(location="C:\\weights.bin")), "not a relative path"),
+    "windows drive": (edit_reference(lambda e: e.update(location="C:\\weights.onnx.data")), "not a relative path"),
     "no location": (edit_reference(lambda e: e.pop("location")), "not a relative path"),
     "missing": (edit_reference(lambda e: e.update(location="other.bin")), "other.bin is not there"),
     "offset behind the end": (edit_reference(lambda e: e.update(offset="4096")), "ends at byte"),
@@ -212,7 +212,8 @@ def test_output_paths_that_are_refused(tmp_path: Path) -> None:
         (source, "would replace"),
         (source.parent / "link.onnx", "would replace"),
         (source.parent / ".." / "in" / "dense.onnx", "would replace"),
-        (source.parent / "weights.bin", "would replace"),
+        (source.parent / "weights.onnx", "would replace"),
+        (source.parent / "weights.onnx.data", "does not end in"),
         (tmp_path / "missing" / "delta.onnx", "does not exist"),
         (tmp_path / "pipe", "is no ordinary file"),
         (tmp_path / "file" / "delta.onnx", "does not exist"),
@@ -226,7 +227,7 @@ def test_output_paths_that_are_refused(tmp_path: Path) -> None:
 def test_the_source_data_is_not_replaced_by_the_output_data(tmp_path: Path) -> None:
     """delta.onnx would write delta.onnx.data, where this source keeps its weights."""
     source = save_external(weighted(41), tmp_path / "dense.onnx")
-    (tmp_path / "weights.bin").rename(tmp_path / "delta.onnx.data")
+    (tmp_path / "weights.onnx.data").rename(tmp_path / "delta.onnx.data")
     edit_reference(lambda entries: entries.update(location="delta.onnx.data"))(source)
     with pytest.raises(DeltaLLMError, match="would replace"):
         deltallm_onnx.rewrite(source, tmp_path / "delta.onnx", CONFIG)
@@ -243,7 +244,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ir, "save", save_half)
     with pytest.raises(DeltaLLMError, match="No space left on device"):
         deltallm_onnx.rewrite(source, tmp_path / "delta.onnx", CONFIG)
-    assert listing(tmp_path) == ["in", "in/dense.onnx", "in/weights.bin"]
+    assert listing(tmp_path) == ["in", "in/dense.onnx", "in/weights.onnx.data"]
 
 
 def test_a_rewritten_file_is_refused(tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_damaged_files_end_in_a_sentence(tmp_path: Path) -> None:
         except DeltaLLMError:
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 20, outcomes
-    assert listing(tmp_path) == ["delta.onnx", "delta.onnx.data", "in", "in/dense.onnx", "in/weights.bin"]
+    assert listing(tmp_path) == ["delta.onnx", "delta.onnx.data", "in", "in/dense.onnx", "in/weights.onnx.data"]
 
 
 @pytest.fixture
@@ -305,7 +306,7 @@ def test_folder_with_other_models_keeps_their_data(folder: Path, tmp_path: Path)
     (folder / "other.onnx").write_bytes((folder / "model.onnx").read_bytes())
     deltallm_onnx.rewrite(folder, tmp_path / "out", CONFIG)
     copied = listing(tmp_path / "out")
-    assert {"other.onnx", "weights.bin", "model.onnx", "model.onnx.data"} <= set(copied)
+    assert {"other.onnx", "weights.onnx.data", "model.onnx", "model.onnx.data"} <= set(copied)
     assert (tmp_path / "out" / "other.onnx").read_bytes() == (folder / "other.onnx").read_bytes()
 
 

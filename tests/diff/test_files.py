@@ -114,7 +114,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert _refusal(tmp_path / "none.onnx", good) == (
         f"There is no file {tmp_path / 'none.onnx'}: give the path of an ONNX model."
     )
-    assert _refusal(good, tmp_path) == f"{tmp_path} is a folder: give the ONNX file itself."
+    assert _refusal(good, tmp_path) == f"{tmp_path} is a directory: name the .onnx file in it."
 
 
 def test_cut_off_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:

@@ -48,6 +48,18 @@ def test_phi3_begins_anew(genai_folder: Callable[..., Path], rewritten_folder: C
     assert genai.generate(20) == first + own.generate(15)
 
 
+def test_a_window_that_the_builder_dropped(
+    genai_folder: Callable[..., Path], rewritten_folder: Callable[..., Path]
+) -> None:
+    """genai_config.json gives every cache of the source the rows of a window that no layer has: the note says so."""
+    name, prompt = "Mistral with a window", random_tokens(60)
+    with pytest.raises(RuntimeError, match="past_sequence_length"):
+        GenaiText(genai_folder(name)).append(prompt)
+    same = both(rewritten_folder(name, EXACT))
+    same(lambda text: text.append(prompt))
+    same(lambda text: text.generate(20))
+
+
 def test_sliding_windows_keep_every_row(
     genai_folder: Callable[..., Path], rewritten_folder: Callable[..., Path]
 ) -> None:

@@ -27,7 +27,8 @@ from support.softmax_faults import FAULTS, before, largest_subtracted, node_of
 from support.softmax_models import LOWEST, Spelling, float_constant, softmax_model
 
 from deltallm_onnx import DeltaLLMError, profile
-from deltallm_onnx.passes import rewrite_model
+from deltallm_onnx.passes import rewrite_model, scalar_scale
+from deltallm_onnx.passes.constants import constant_of
 from deltallm_onnx.passes.match import find_layers
 from deltallm_onnx.passes.raise_opset import raise_opset
 from deltallm_onnx.passes.site import AttentionSite, Declined
@@ -213,6 +214,29 @@ def test_a_scale_is_rounded_as_its_casts_round_it() -> None:
     site = match(Spelling(scale="none", changed=scale))
     assert isinstance(site, AttentionSite), site
     assert site.scale == pytest.approx(float(np.float16(0.3)) ** -3, rel=1e-9)
+
+
+def test_a_scale_that_reads_itself_twice_takes_one_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chain of squares has 2²⁰ ways from its end to its beginning."""
+    steps = 20
+
+    def scale(g: GraphBuilder) -> None:
+        def scaled(scores: str) -> str:
+            number = float_constant(g, 1.000001)
+            for _ in range(steps):
+                number = g.node("Mul", number, number)
+            return g.node("Mul", scores, number)
+
+        before(g, next(node for node in g.nodes if "scores.0" in node.input), 0, scaled)
+
+    looked_at: list[object] = []
+    monkeypatch.setattr(
+        scalar_scale, "constant_of", lambda value: (looked_at.append(value), constant_of(value))[1], raising=True
+    )
+    site = match(Spelling(scale="none", changed=scale))
+    assert isinstance(site, AttentionSite), site
+    assert site.scale == pytest.approx(1.000001 ** (2**steps), rel=1e-1)
+    assert len(looked_at) < 40 * steps
 
 
 @pytest.mark.parametrize("cache_format", ["float32", "int8"])

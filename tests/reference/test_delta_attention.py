@@ -298,6 +298,9 @@ def test_bad_arguments_are_refused_with_a_sentence() -> None:
     refused("has 1 past tokens but past_key holds 0", **lengths)
     refused("row 1, column 2", attention_mask=np.array([[1, 1, 1, 1], [0, 1, 0, 1]]), past_key=past, past_value=past)
     refused("2 columns for 3 new tokens", attention_mask=np.ones((2, 2), np.int64))
+    for entry in (2, -1):
+        mask = np.array([[1, 1, 1, 1], [0, 1, entry, 1]])
+        refused(f"has a {entry} at row 1, column 2", attention_mask=mask, past_key=past, past_value=past)
     refused("without cos_cache", do_rotary=1)
     short = np.ones((2, 2), np.float32)
     refused("position 2 but cos_cache has 2 rows", do_rotary=1, cos_cache=short, sin_cache=short)

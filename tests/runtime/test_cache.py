@@ -85,3 +85,23 @@ def test_chunks_and_one_shot_give_the_same_logits(in_place_path: Path) -> None:
     cache = model.new_cache()
     parts = [model.step(part, cache)[0] for part in np.split(tokens, [1, 8, 40, 41], axis=1)]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_copy_goes_its_own_way(dense_path: Path, in_place_path: Path, *, in_place: bool) -> None:
+    model = DecoderModel(in_place_path if in_place else dense_path)
+    tokens = np.random.default_rng(17).integers(0, VOCABULARY, (2, 58))
+    cache = model.new_cache(batch=2)
+    model.step(tokens[:, :23], cache)
+    kept = {tensor.past: cache.rows(tensor.past) for tensor in model.signature.caches}
+    twin = cache.copy()
+    assert (twin.length, twin.bytes_allocated) == (23, cache.bytes_allocated)
+    for at in range(57, 22, -1):  # another text, far enough for the copy to grow
+        model.step(tokens[:, at : at + 1], twin)
+    for past, rows in kept.items():
+        np.testing.assert_array_equal(cache.rows(past), rows)
+        np.testing.assert_array_equal(twin.rows(past)[:, :, :23], rows)
+    assert (cache.length, twin.length) == (23, 58)
+    found = [model.step(tokens[:, at : at + 1], cache)[0] for at in range(23, 58)]
+    expected, _ = model.step(tokens, model.new_cache(batch=2))
+    np.testing.assert_allclose(np.concatenate(found, axis=1), expected[:, 23:], rtol=0, atol=TOLERANCE)

@@ -14,7 +14,7 @@ from support.tiny_decoder import HEAD_SIZE, KV_HEADS, LAYERS, QUERY_HEADS, VOCAB
 from deltallm_onnx.config import DeltaConfig
 from deltallm_onnx.convert import rewrite
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.evaluate import compare
+from deltallm_onnx.evaluation import compare
 from deltallm_onnx.runtime import DecoderModel, generate
 
 PROMPT = [7, 4, 11, 11, 14, 26, 22, 14, 17, 11, 3]
@@ -65,7 +65,7 @@ def test_library_and_function_bodies_agree(rewritten: Rewritten, granularity: st
 
 
 def test_one_call_with_prefill_delta_scores_what_decoding_gives(dense_path: Path, rewritten: Rewritten) -> None:
-    """The premise of deltallm_onnx.evaluate: one call over a window equals token-by-token decoding."""
+    """The premise of deltallm_onnx.evaluation: one call over a window equals token-by-token decoding."""
     at_once = DecoderModel(rewritten(COARSE.replace(prefill="delta"), name="at_once.onnx"))
     decoding = DecoderModel(rewritten(COARSE.replace(prefill="exact"), name="decoding.onnx"))
     whole, _ = at_once.step(TOKENS, at_once.new_cache())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,22 @@ def test_an_end_token_stops_and_is_kept(dense_path: Path) -> None:
     cut = generate(model, PROMPT, max_new_tokens=12, end_ids={end})
     assert cut.tokens == whole.tokens[: first + 1]
     assert cut.stop == "eos"
+
+
+def test_a_condition_on_all_new_tokens_stops(dense_path: Path) -> None:
+    model = DecoderModel(dense_path)
+    whole = generate(model, PROMPT, max_new_tokens=12)
+    seen: list[list[int]] = []
+
+    def stopped(tokens: Sequence[int]) -> bool:
+        seen.append(list(tokens))
+        return len(tokens) == 5
+
+    cut = generate(model, PROMPT, max_new_tokens=12, until=stopped)
+    assert cut.tokens == whole.tokens[:5]
+    assert cut.stop == "until"
+    assert seen == [whole.tokens[:count] for count in range(1, 6)]
+    assert generate(model, PROMPT, max_new_tokens=5, until=stopped).stop == "length"
 
 
 def test_every_token_is_announced_in_order(dense_path: Path) -> None:

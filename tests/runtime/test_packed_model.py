@@ -12,7 +12,7 @@ from support.tiny_decoder import HEAD_SIZE, KV_HEADS, LAYERS, VOCABULARY
 from deltallm_onnx.config import DeltaConfig
 from deltallm_onnx.convert import rewrite
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.evaluate import compare
+from deltallm_onnx.evaluation import compare
 from deltallm_onnx.inspect import inspect_model
 from deltallm_onnx.packed_sizes import PackedSizes
 from deltallm_onnx.runtime import DecoderModel, cache_spec, generate

@@ -88,7 +88,7 @@ def test_the_report_is_that_of_the_stored_tensors(weight_format: WeightFormat) -
     assert report.worst[0] == worst
     assert report.to_dict()["relative_rms"] == report.relative_rms
     assert f"{report.relative_rms:.2%} in total; largest: {worst.name}" in report.lines[1]
-    assert "5 weights left as they were (0.1 MB in float32): experts, a stack" in report.lines[2]
+    assert "5 weights left as they were (50.2 kB in float32): experts, a stack" in report.lines[2]
 
 
 def test_tied_embeddings_are_stored_once() -> None:

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from support.tiny_decoder import VOCABULARY, tiny_decoder
 
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.evaluate import compare, text_windows
+from deltallm_onnx.evaluation import compare, text_windows
 from deltallm_onnx.runtime import DecoderModel
 
 WINDOWS = np.random.default_rng(21).integers(0, VOCABULARY, (3, 19))
@@ -59,6 +59,12 @@ def test_scores_equal_sums_written_out(tmp_path: Path) -> None:
     assert scores[0].kl_to_reference == 0
     assert scores[1].kl_to_reference == pytest.approx(expected_kl / (3 * 18), rel=1e-4)
     assert scores[1].kl_to_reference > 0.01
+
+
+def test_a_model_that_gives_nan_has_no_score(tmp_path: Path) -> None:
+    model, broken = with_head(tmp_path, 1.0), with_head(tmp_path, math.nan)
+    with pytest.raises(DeltaLLMError, match=r"nan\.onnx gives NaN"):
+        compare(model, broken, WINDOWS)
 
 
 def test_windows_spread_over_the_text_without_overlap() -> None:

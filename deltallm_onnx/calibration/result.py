@@ -1,0 +1,178 @@
+"""What a calibration found, and deltallm.json: everything needed to use it, judge it and repeat it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deltallm_onnx.attention_plan import AttentionPlan
+from deltallm_onnx.calibration.allocate import Curve
+from deltallm_onnx.calibration.budget import Budget
+from deltallm_onnx.calibration.measurement import Measurement, confidence_interval
+from deltallm_onnx.calibration.plan_file import FORMAT, VERSION
+from deltallm_onnx.calibration.search import Tried
+from deltallm_onnx.config import DeltaConfig
+from deltallm_onnx.export.output import staged
+
+
+@dataclasses.dataclass(frozen=True)
+class Reached:
+    """The numbers of a plan on one part of the text, beside the dense model's.
+
+    Attributes:
+        measured: of the plan.
+        dense: of the dense model, on the same windows.
+        seed: of the confidence intervals.
+    """
+
+    measured: Measurement
+    dense: Measurement
+    seed: int
+
+    @property
+    def kl_interval(self) -> tuple[float, float]:
+        """A 95 % interval of the divergence."""
+        low, high = confidence_interval(self.measured.divergence, self.seed)
+        return max(low, 0.0), high
+
+    @property
+    def perplexity_interval(self) -> tuple[float, float]:
+        """A 95 % interval of the increase of perplexity: of the mean difference per window, paired."""
+        low, high = confidence_interval(self.measured.loss - self.dense.loss, self.seed)
+        return math.expm1(low), math.expm1(high)
+
+    def interval(self, budget: Budget) -> tuple[float, float] | None:
+        """Of the budget's metric; None for counters, which are not estimated."""
+        if budget.metric == "kl":
+            return self.kl_interval
+        return self.perplexity_interval if budget.metric == "ppl" else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        counters = self.measured.counters.to_dict()
+        # Whole windows were read by one call each: no token was decoded.
+        del counters["kv_bytes_read"]
+        return {
+            "kl": self.measured.kl,
+            "kl_interval": list(self.kl_interval),
+            "perplexity": self.measured.perplexity,
+            "baseline_perplexity": self.dense.perplexity,
+            "perplexity_increase": self.measured.perplexity_increase(self.dense),
+            "perplexity_increase_interval": list(self.perplexity_interval),
+            **counters,
+            "baseline_kv_bytes_per_token": self.dense.counters.kv_bytes_per_token,
+            "windows": self.measured.windows,
+            "tokens": self.measured.windows * self.measured.tokens,
+            "seconds": round(self.measured.seconds, 3),
+            "baseline_seconds": round(self.dense.seconds, 3),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """The result.
+
+    Attributes:
+        config: global settings; what the plan says for each layer is not read from it.
+        plan: thresholds of all layers.
+        budget: that was asked for.
+        calibration: numbers on the search part, which the plan was fitted to.
+        verification: numbers on text that nothing was chosen by.
+        rules: the rule of each layer, by layer number.
+        curves: what was measured of single heads or layers.
+        tried: plans measured on the search part, in order.
+        text: name, digest and windows of the text.
+        model: name and digest of the model.
+        settings: what else the calibration was asked for: effort, candidates, seed.
+        notes: what a user should know, one sentence each.
+        environment: machine and versions.
+        seconds: wall time.
+    """
+
+    config: DeltaConfig
+    plan: AttentionPlan
+    budget: Budget
+    calibration: Reached
+    verification: Reached
+    rules: Mapping[int, str]
+    curves: Sequence[Curve]
+    tried: Sequence[Tried]
+    text: Mapping[str, Any]
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    notes: Sequence[str]
+    environment: Mapping[str, Any]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of deltallm.json."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "config": self.config.to_dict(),
+            **self.plan.to_dict(),
+            "rules": {str(layer): rule for layer, rule in self.rules.items()},
+            "budget": self.budget.to_dict(),
+            "reached": {"calibration": self.calibration.to_dict(), "verification": self.verification.to_dict()},
+            "text": dict(self.text),
+            "model": dict(self.model),
+            "settings": dict(self.settings),
+            "notes": list(self.notes),
+            "sensitivity": [curve.to_dict() for curve in self.curves],
+            "search": [tried.to_dict() for tried in self.tried],
+            "environment": dict(self.environment),
+            "seed": self.settings["seed"],
+            "seconds": round(self.seconds, 1),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """What was asked for and reached, without the thresholds and measurements behind it."""
+        whole = self.to_dict()
+        return {key: whole[key] for key in ("budget", "reached", "rules", "text", "notes", "seconds")}
+
+    def save(self, path: Path) -> None:
+        """Write deltallm.json, whole or not at all.
+
+        Raises:
+            DeltaLLMError: where the disk refuses it.
+        """
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        with staged(path) as folder:
+            (folder / path.name).write_text(text, encoding="utf-8")
+
+    @property
+    def lines(self) -> list[str]:
+        """What a user reads: before → after on the verification part."""
+        reached, dense = self.verification, self.verification.dense.counters
+        counters, measured = reached.measured.counters, reached.measured
+        kl, ppl = reached.kl_interval, reached.perplexity_interval
+        kinds = Counter(self.rules.values())
+        rules = ", ".join(f"{rule} in {count}" for rule, count in kinds.items())
+        bytes_before, bytes_after = dense.kv_bytes_per_token, counters.kv_bytes_per_token
+        sparsities = {name: value for name, value in counters.to_dict().items() if name.endswith("sparsity")}
+        lines = [
+            f"calibrated for {self.budget.text} on {self.text['name']}",
+            f"  {self._settings}; layers by rule: {rules}",
+            f"verified on {measured.windows} other windows of {measured.tokens} tokens (in brackets 95 % intervals)",
+            f"  kl                  0 → {measured.kl:.4f} [{kl[0]:.4f}, {kl[1]:.4f}] nats per token",
+            f"  perplexity          {reached.dense.perplexity:.3f} → {measured.perplexity:.3f}, ",
+            f"  kv_bytes_per_token  {bytes_before:.0f} → {bytes_after:.1f}, {bytes_before / bytes_after:.1f}x less",
+            *(f"  {name:18}  0 → {value:.3f}" for name, value in sparsities.items()),
+            f"  wall time           {reached.dense.seconds:.2f} s → {measured.seconds:.2f} s, reading whole windows; ",
+        ]
+        lines[4] += f"{measured.perplexity_increase(reached.dense):+.2%} [{ppl[0]:+.2%}, {ppl[1]:+.2%}]"
+        lines[-1] += "decoding was not timed"
+        return [*lines, *(f"note: {note}" for note in self.notes)]
+
+    @property
+    def _settings(self) -> str:
+        config = self.config
+        return (
+            f"{config.cache_format} cache, {config.granularity} granularity, window {config.window}, {config.sinks} "
+            f"sinks, v_skip {self.plan.layers[0].v_skip:g}"
+        )

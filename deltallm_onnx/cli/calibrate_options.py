@@ -1,0 +1,121 @@
+"""The options of `calibrate`, and what they ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from deltallm_onnx.calibration.effort import EFFORTS
+from deltallm_onnx.cli.option_groups import takes
+from deltallm_onnx.cli.window import parse_window
+from deltallm_onnx.config import CacheFormat, DeltaConfig, Granularity, Prefill
+from deltallm_onnx.errors import DeltaLLMError
+
+
+def _one_of(kind: Any) -> str:
+    return " | ".join(get_args(kind))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextOptions:
+    """Which text, and how much of it."""
+
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Text to calibrate on, several times for several [default: bundled books]."),
+    ] = None
+    dataset: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="The same: local files, text or JSON lines.")
+    ] = None
+    text_key: Annotated[str, typer.Option(metavar="KEY", help="Of the text in JSON lines.")] = "text"
+    window_tokens: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="Tokens read at once [default: the model's context, at most 1024]."),
+    ] = None
+    text_windows: Annotated[
+        int | None, typer.Option(min=3, metavar="N", help="So many such readings of the text, at most.")
+    ] = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files.
+
+        Raises:
+            DeltaLLMError: for a dataset that is no local file.
+        """
+        for name in self.dataset or ():
+            if not Path(name).is_file():
+                raise DeltaLLMError(
+                    f"There is no file {name}: --dataset reads local files, so save the data set's text (.txt, or "
+                    ".jsonl with --text-key) first."
+                )
+        return (*(self.text or ()), *map(Path, self.dataset or ()))
+
+
+@dataclasses.dataclass(frozen=True)
+class CandidateOptions:
+    """What thresholds are sought for; None leaves the choice to the calibration or to the default configuration."""
+
+    window: Annotated[
+        str | None,
+        typer.Option(metavar="TOKENS|N%,…", help="Newest tokens that stay exact; of several, the best is taken."),
+    ] = None
+    context: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Context length for N% [default: the model's own].")
+    ] = None
+    sinks: Annotated[int | None, typer.Option(metavar="TOKENS", help="First tokens that stay exact.")] = None
+    granularity: Annotated[str | None, typer.Option(metavar=_one_of(Granularity), help="What is held at once.")] = None
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Try only this rule; several times for several (docs/cli.md names them)."),
+    ] = None
+    refresh: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="Restart the reference every so many tokens; 0 = never.")
+    ] = None
+    v_skip: Annotated[
+        float | None, typer.Option(metavar="ε", help="Leave out values below ε times the largest probability.")
+    ] = None
+    prefill: Annotated[
+        str | None, typer.Option(metavar=_one_of(Prefill), help="Whether prompts read held keys too.")
+    ] = None
+    cache_format: Annotated[
+        str | None, typer.Option(metavar=_one_of(CacheFormat), help="Storage of keys and values; it is measured too.")
+    ] = None
+    effort: Annotated[str, typer.Option(metavar=" | ".join(EFFORTS), help="How much is measured.")] = "full"
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the confidence intervals.")] = 0
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Threads within an operator [default: ONNX Runtime's choice]."),
+    ] = None
+
+    def config(self) -> DeltaConfig:
+        """The global settings, but for the window.
+
+        Raises:
+            DeltaLLMError: for a value out of range.
+        """
+        said = {
+            name: getattr(self, name)
+            for name in ("sinks", "granularity", "refresh", "v_skip", "prefill", "cache_format")
+        }
+        return DeltaConfig().replace(**said)
+
+    def windows(self, model_context: int | None) -> tuple[int, ...]:
+        """The exact windows to choose from, in tokens; empty where nothing was said.
+
+        Raises:
+            DeltaLLMError: for one that is no number of tokens.
+        """
+        context = model_context if self.context is None else self.context
+        parts = [] if self.window is None else self.window.split(",")
+        return tuple(dict.fromkeys(parse_window(part, context) for part in parts))
+
+
+takes_text_options = takes(TextOptions, "corpus")
+"""Lets a command take every field of `TextOptions` as an option, gathered into its parameter `corpus`."""
+
+takes_candidate_options = takes(CandidateOptions, "candidates")
+"""Lets a command take every field of `CandidateOptions` as an option, gathered into its parameter `candidates`."""

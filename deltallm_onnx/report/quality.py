@@ -1,0 +1,107 @@
+"""What held keys cost in predictions: over all of them, and by position in the window."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.evaluation import Predictions
+from deltallm_onnx.evaluation.confidence import bootstrap_interval
+from deltallm_onnx.report.reading import Reading
+
+#: End of the first bucket of positions; every further one ends at twice the end of the one before.
+_FIRST_BUCKET = 32
+
+
+def quality_section(
+    predictions: Sequence[Predictions], reading: Reading, baseline: Reading | None, window_tokens: int
+) -> dict[str, Any]:
+    """Scores against the text and against the baseline, JSON-ready.
+
+    Args:
+        predictions: of every window, S − 1 each; with or without a baseline's.
+        reading: the model's.
+        baseline: the dense model's, or None.
+        window_tokens: S.
+
+    Returns:
+        Perplexities are exp of the mean negative log-likelihood; KL is KL(baseline ‖ model) in nats per token. Interval
+        ends are those of 95 % of bootstrap means over windows; None for a single window. Keys that need a baseline are
+        absent without one.
+
+    Raises:
+        DeltaLLMError: where predictions are not numbers.
+    """
+    loss = np.stack([found.loss for found in predictions])
+    columns = {"loss": loss}
+    if baseline is not None:
+        columns["baseline_loss"] = np.stack([_given(found.baseline_loss) for found in predictions])
+        columns["kl"] = np.stack([_given(found.kl) for found in predictions])
+        columns["agree"] = np.stack([_given(found.agree) for found in predictions]).astype(np.float64)
+    if not all(np.isfinite(values).all() for values in columns.values()):
+        raise DeltaLLMError(
+            "Some predictions are not finite numbers: the model's weights or its thresholds are broken."
+        )
+    section: dict[str, Any] = {
+        "windows": len(predictions),
+        "window_tokens": window_tokens,
+        "predictions": int(loss.size),
+        **_scores(columns, slice(None)),
+        "seconds": reading.seconds,
+        "tokens_per_second": len(predictions) * window_tokens / reading.seconds,
+    }
+    if baseline is not None:
+        section["baseline_seconds"] = baseline.seconds
+        section["baseline_tokens_per_second"] = len(predictions) * window_tokens / baseline.seconds
+    section["by_position"] = [
+        {"from": first, "to": last, **_scores(columns, slice(first - 1, last))}
+        for first, last in _buckets(window_tokens - 1)
+    ]
+    return section
+
+
+def _buckets(predictions: int) -> list[tuple[int, int]]:
+    """First and last position of each bucket, counted in tokens before the predicted one, from 1 on."""
+    edges = [0, _FIRST_BUCKET]
+    while edges[-1] < predictions:
+        edges.append(2 * edges[-1])
+    edges[-1] = predictions
+    return [(first + 1, last) for first, last in itertools.pairwise(edges)]
+
+
+def _scores(columns: dict[str, npt.NDArray[np.float64]], positions: slice) -> dict[str, Any]:
+    """Of some positions of all windows."""
+    means = {name: values[:, positions].mean(axis=1) for name, values in columns.items()}
+    scores: dict[str, Any] = {"perplexity": _perplexity(means["loss"].mean())}
+    if "kl" not in means:
+        return scores
+    change = means["loss"] - means["baseline_loss"]
+    return scores | {
+        "baseline_perplexity": _perplexity(means["baseline_loss"].mean()),
+        "perplexity_increase": math.expm1(change.mean()),
+        "perplexity_increase_interval": _interval(np.asarray(change), math.expm1),
+        "kl": float(means["kl"].mean()),
+        "kl_interval": _interval(np.asarray(means["kl"]), float),
+        "top1_agreement": float(means["agree"].mean()),
+    }
+
+
+def _interval(values: npt.NDArray[np.float64], of: Any) -> list[float] | None:
+    found = bootstrap_interval(values)
+    return None if found is None else [float(of(end)) for end in found]
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))
+
+
+def _given(values: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    if values is None:
+        raise ValueError("These predictions have no baseline.")
+    return values

@@ -1,0 +1,147 @@
+"""`deltallm-onnx calibrate`, as a user sees it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from support.command_line import Outcome, files_below, run_here
+from support.tiny_decoder import save_tiny_decoder
+from support.tiny_models import save_tiny
+
+from deltallm_onnx.calibration.plan_file import load_plan
+
+SETTINGS = ("--window-tokens", 64, "--window", 9, "--sinks", 2, "--effort", "short", "--threads", 1)
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def deltallm(capsys: pytest.CaptureFixture[str]) -> Run:
+    return lambda *arguments: run_here(capsys, *arguments)
+
+
+def letters(count: int) -> str:
+    return "".join(np.random.default_rng(41).choice([*"abcdefghijklmnopqrstuvwxyz ."], count))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with tiny.onnx, its tokenizer and text.txt."""
+    save_tiny_decoder(tmp_path)
+    (tmp_path / "text.txt").write_text(letters(3000))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_from_a_budget_to_a_model(folder: Path, deltallm: Run) -> None:
+    outcome = deltallm("calibrate", "tiny.onnx", "--text", "text.txt", "--budget", "kl=0.004", *SETTINGS)
+    assert outcome.code == 0, outcome
+    for words in (
+        "calibrated for kl=0.004 on text.txt",
+        "verified on 8 other windows of 64 tokens",
+        "wrote deltallm.json",
+    ):
+        assert words in outcome.out
+    for name in ("kl ", "perplexity", "kv_bytes_per_token", "delta_sparsity", "attn_mac_sparsity", "wall time"):
+        assert f"  {name}" in outcome.out
+    assert outcome.err.startswith("at most "), "the bill comes first"
+    config, plan = load_plan(folder / "deltallm.json")
+    assert (config.window, config.sinks) == (9, 2)
+    assert deltallm("rewrite", "tiny.onnx", "delta.onnx", "--plan", "deltallm.json").code == 0
+    thetas = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load("delta.onnx").graph.initializer
+        if tensor.name.startswith("deltallm.threshold")
+    }
+    assert np.array_equal(thetas["deltallm.threshold.1"], plan[1].threshold)
+
+
+def test_json_is_the_content_of_the_file(folder: Path, deltallm: Run) -> None:
+    lines = [json.dumps({"story": letters(400)}) for _ in range(8)]
+    (folder / "set.jsonl").write_text("\n".join(lines))
+    arguments = ("--dataset", "set.jsonl", "--text-key", "story", "--text", "text.txt", "--out", "my.json", "--json")
+    outcome = deltallm("calibrate", "tiny.onnx", *arguments, "--budget", "delta_sparsity=50%", *SETTINGS)
+    assert outcome.code == 0, outcome
+    assert outcome.json == json.loads((folder / "my.json").read_text())
+    assert outcome.json["text"]["name"] == "text.txt, set.jsonl"
+    assert outcome.json["settings"]["windows"] == [9]
+
+
+def test_a_hugging_face_model_is_traced_first_and_nothing_of_that_stays(folder: Path, deltallm: Run) -> None:
+    save_tiny("llama", folder / "hf")
+    (folder / "hf" / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    before = files_below(folder)
+    options = ("--window", "7,20%", "--rule", "relative", "--rule", "absolute", "--effort", "short", "--threads", 1)
+    outcome = deltallm("calibrate", "hf", "--text", "text.txt", "--budget", "delta_sparsity=0.3", *options, "--json")
+    assert outcome.code == 0, outcome
+    assert set(files_below(folder)) - set(before) == {folder / "deltallm.json"}
+    assert outcome.json["settings"]["windows"] == [7, 26]  # 20 % of 130 positions
+    assert outcome.json["text"]["window_tokens"] == 130
+    assert set(outcome.json["rules"].values()) <= {"relative", "absolute"}
+
+
+REFUSALS = {
+    "unknown budget": (("--budget", "accuracy=1"), "has no known form: give one such as kl=0.02"),
+    "impossible budget": (("--budget", "kv_bytes=900x"), r"cannot be met .* the best reachable is kv_bytes=\d"),
+    "no text": (("--budget", "kl=1", "--text", "none.txt"), "Cannot read the text none.txt"),
+    "empty text": (("--budget", "kl=1", "--text", "empty.txt"), "The text empty.txt is empty"),
+    "short text": (("--budget", "kl=1", "--text", "short.txt"), "has 100 tokens; calibration needs 3 windows of 64"),
+    "unknown rule": (("--budget", "kl=1", "--rule", "best"), "has no rule 'best': choose one of"),
+    "rule of another granularity": (("--budget", "kl=1", "--rule", "sigma"), "Granularity row has no rule 'sigma'"),
+    "unknown effort": (("--budget", "kl=1", "--effort", "huge"), "There is no effort 'huge'"),
+    "window": (("--budget", "kl=1", "--window", "8,x"), "window is 'x'"),
+    "packed window": (("--budget", "kl=1", "--window", "0"), "keeps at least 8"),
+    "hub data set": (("--budget", "kl=1", "--dataset", "wikitext"), "There is no file wikitext: --dataset reads local"),
+    "output folder": (("--budget", "kl=1", "--out", "no/out.json"), "The folder no does not exist"),
+    "no budget": ((), "--budget"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_done_is_one_sentence(folder: Path, deltallm: Run, name: str) -> None:
+    arguments, sentence = REFUSALS[name]
+    (folder / "empty.txt").write_text(" \n")
+    (folder / "short.txt").write_text("a" * 100)
+    before = files_below(folder)
+    text = () if "--text" in arguments or "--dataset" in arguments else ("--text", "text.txt")
+    own = {option for option in arguments if str(option).startswith("--")}
+    pairs = zip(SETTINGS[::2], SETTINGS[1::2], strict=True)
+    settings = [part for option, value in pairs if option not in own for part in (option, value)]
+    outcome = deltallm("calibrate", "tiny.onnx", *text, *arguments, *settings)
+    assert (outcome.code, outcome.out) == (2, "")
+    errors = [line for line in outcome.err.splitlines() if not line.startswith("at most")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert re.search(sentence, errors[0]), errors[0]
+    left = set(files_below(folder)) - set(before)
+    assert left <= {folder / "deltallm.json.journal"}
+
+
+@pytest.mark.parametrize("model", ["nowhere.onnx", "text.txt", "empty"])
+def test_what_is_no_model_is_refused(folder: Path, deltallm: Run, model: str) -> None:
+    (folder / "empty").mkdir()
+    outcome = deltallm("calibrate", model, "--text", "text.txt", "--budget", "kl=1", *SETTINGS)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: ")
+    assert model in outcome.err
+
+
+def test_a_corrupt_journal_is_refused_and_can_be_left_aside(folder: Path, deltallm: Run) -> None:
+    (folder / "deltallm.json.journal").write_text("not a journal\n")
+    arguments = ("calibrate", "tiny.onnx", "--text", "text.txt", "--budget", "kl=0.004", *SETTINGS)
+    outcome = deltallm(*arguments)
+    assert outcome.code == 2
+    assert "Line 1 of deltallm.json.journal is no line of a calibration journal" in outcome.err
+    assert deltallm(*arguments, "--no-resume").code == 0
+
+
+def test_a_model_without_tokenizer_is_refused(folder: Path, deltallm: Run) -> None:
+    (folder / "tokenizer.json").unlink()
+    outcome = deltallm("calibrate", "tiny.onnx", "--text", "text.txt", "--budget", "kl=1", *SETTINGS)
+    assert outcome.code == 2
+    assert "There is no tokenizer.json" in outcome.err

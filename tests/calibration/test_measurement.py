@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from support.measurements import KV_HEADS, LAYERS, TOKENS, measurement
+
+from deltallm_onnx.calibration.measurement import Measurement, confidence_interval
+
+
+def test_json_there_and_back_changes_nothing() -> None:
+    before = measurement(kl=(0.1, 1 / 3, 2e-17), loss=(np.pi, 2.5, 1e-3), zeros=7, total=9, kv_bytes=11)
+    after = Measurement.from_dict(json.loads(json.dumps(before.to_dict())))
+    assert np.array_equal(before.divergence, after.divergence)
+    assert np.array_equal(before.loss, after.loss)
+    assert all(np.array_equal(a, b) for a, b in zip(before.statistics, after.statistics, strict=True))
+    assert (before.tokens, before.seconds) == (after.tokens, after.seconds)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kl": [0.1]},
+        {"kl": [0.1, float("nan")]},
+        {"kl": []},
+        {"loss": "text"},
+        {"statistics": [[1, 2]]},
+        {"tokens": 0},
+        {"tokens": 1.5},
+        {"more": 1},
+    ],
+)
+def test_other_json_is_no_measurement(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the journal turns whatever is wrong into one sentence
+        Measurement.from_dict({**measurement().to_dict(), **change})
+
+
+def test_counters_are_means_over_the_windows() -> None:
+    counters = measurement(kl=(0, 0, 0), loss=(1, 1, 1), zeros=6, total=8, kv_bytes=10).counters
+    assert counters.delta_sparsity == 0.75
+    assert counters.kv_bytes_per_token == 10 * KV_HEADS
+    assert (counters.cached_tokens, counters.layers) == (3 * TOKENS, LAYERS)
+
+
+def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
+    random = np.random.default_rng(17)
+    hits = 0
+    for seed in range(200):
+        low, high = confidence_interval(random.exponential(1.0, 30), seed)
+        hits += low <= 1.0 <= high
+    # A 95 % interval; the bootstrap of 30 skewed numbers is a little too narrow.
+    assert 175 <= hits <= 199
+
+
+def test_an_interval_is_the_same_for_the_same_seed() -> None:
+    values = np.random.default_rng(3).normal(size=12)
+    assert confidence_interval(values, 4) == confidence_interval(values, 4)
+    assert confidence_interval(values, 4) != confidence_interval(values, 5)
