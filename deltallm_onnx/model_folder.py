@@ -33,7 +33,7 @@ def find_model(folder: Path, genai: GenaiFolder | None) -> Path:
         raise DeltaLLMError(f"{folder} has no .onnx file: give a folder with a model, or the model itself.")
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        raise DeltaLLMError(f"{folder} has {len(found)} .onnx files ({names}): name the one to rewrite.")
+        raise DeltaLLMError(f"{folder} has {len(found)} .onnx files ({names}): name one of them.")
     return found[0]
 
 

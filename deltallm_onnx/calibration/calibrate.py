@@ -233,6 +233,11 @@ def _notes(budget: Budget, fitted: Reached, verified: Reached) -> list[str]:
             f"on the verification part the plan reaches {budget.show(value)} for a budget of {budget.text}, which it "
             "keeps on the search part."
         )
+    if budget.spends and interval is None:
+        notes.append(
+            f"one window of verification gives no interval of {budget.metric}: measure on more text before relying on "
+            "it."
+        )
     if interval is not None and interval[1] - interval[0] > budget.limit:
         notes.append(
             f"the 95 % interval of {budget.metric} on the verification part is wider than the budget itself: measure "

@@ -1,17 +1,15 @@
-"""What one reading of some windows gives, and how far the mean over windows can be trusted."""
+"""What one reading of some windows gives."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from deltallm_onnx.counters import COLUMNS, Counters
-from deltallm_onnx.evaluation.confidence import bootstrap_interval
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,16 +94,3 @@ class Measurement:
         if not sound or not (np.isfinite(divergence).all() and np.isfinite(loss).all()):
             raise ValueError("no measurement")
         return cls(divergence, loss, statistics, tokens, float(seconds), errors)
-
-
-def confidence_interval(values: Sequence[float] | npt.NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """A 95 % interval of the mean over windows, see `bootstrap_interval`; of a single window the number itself.
-
-    Args:
-        values: one number per window; windows are taken to be independent.
-        seed: of the resampling.
-    """
-    sample = np.asarray(values, np.float64)
-    ends = bootstrap_interval(sample, seed=seed)
-    low, high = (sample[0], sample[0]) if ends is None else ends
-    return float(low), float(high)

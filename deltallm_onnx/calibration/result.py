@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deltallm_onnx.attention_plan import AttentionPlan
 from deltallm_onnx.calibration.allocate import Curve
 from deltallm_onnx.calibration.budget import Budget
-from deltallm_onnx.calibration.measurement import Measurement, confidence_interval
+from deltallm_onnx.calibration.measurement import Measurement
 from deltallm_onnx.calibration.plan_file import FORMAT, VERSION
 from deltallm_onnx.calibration.search import Tried
 from deltallm_onnx.config import DeltaConfig
+from deltallm_onnx.evaluation.confidence import divergence_interval, scaled_interval
 from deltallm_onnx.export.output import staged
+
+Interval = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reached:
     """The numbers of a plan on one part of the text, beside the dense model's.
+
+    Intervals are those of 95 % over windows; None for a single window, which says nothing about others.
 
     Attributes:
         measured: of the plan.
@@ -35,19 +41,17 @@ class Reached:
     seed: int
 
     @property
-    def kl_interval(self) -> tuple[float, float]:
-        """A 95 % interval of the divergence."""
-        low, high = confidence_interval(self.measured.divergence, self.seed)
-        return max(low, 0.0), high
+    def kl_interval(self) -> Interval | None:
+        """Of the divergence."""
+        return divergence_interval(self.measured.divergence, self.seed)
 
     @property
-    def perplexity_interval(self) -> tuple[float, float]:
-        """A 95 % interval of the increase of perplexity: of the mean difference per window, paired."""
-        low, high = confidence_interval(self.measured.loss - self.dense.loss, self.seed)
-        return math.expm1(low), math.expm1(high)
+    def perplexity_interval(self) -> Interval | None:
+        """Of the increase of perplexity, by the mean difference per window: windows are paired."""
+        return scaled_interval(np.expm1, self.measured.loss - self.dense.loss, self.seed)
 
-    def interval(self, budget: Budget) -> tuple[float, float] | None:
-        """Of the budget's metric; None for counters, which are not estimated."""
+    def interval(self, budget: Budget) -> Interval | None:
+        """Of the budget's metric; None also for counters, which are not estimated."""
         if budget.metric == "kl":
             return self.kl_interval
         return self.perplexity_interval if budget.metric == "ppl" else None
@@ -59,11 +63,11 @@ class Reached:
         del counters["kv_bytes_read"]
         return {
             "kl": self.measured.kl,
-            "kl_interval": list(self.kl_interval),
+            "kl_interval": _ends(self.kl_interval),
             "perplexity": self.measured.perplexity,
             "baseline_perplexity": self.dense.perplexity,
             "perplexity_increase": self.measured.perplexity_increase(self.dense),
-            "perplexity_increase_interval": list(self.perplexity_interval),
+            "perplexity_increase_interval": _ends(self.perplexity_interval),
             **counters,
             "baseline_kv_bytes_per_token": self.dense.counters.kv_bytes_per_token,
             "windows": self.measured.windows,
@@ -150,7 +154,11 @@ class Calibration:
         """What a user reads: before → after on the verification part."""
         reached, dense = self.verification, self.verification.dense.counters
         counters, measured = reached.measured.counters, reached.measured
-        kl, ppl = reached.kl_interval, reached.perplexity_interval
+        kl = _brackets(reached.kl_interval, ".4f")
+        ppl = _brackets(reached.perplexity_interval, "+.2%")
+        others, brackets = "windows", "in brackets 95 % intervals"
+        if measured.windows == 1:
+            others, brackets = "window", "one window gives no interval"
         kinds = Counter(self.rules.values())
         rules = ", ".join(f"{rule} in {count}" for rule, count in kinds.items())
         bytes_before, bytes_after = dense.kv_bytes_per_token, counters.kv_bytes_per_token
@@ -158,14 +166,14 @@ class Calibration:
         lines = [
             f"calibrated for {self.budget.text} on {self.text['name']}",
             f"  {self._settings}; layers by rule: {rules}",
-            f"verified on {measured.windows} other windows of {measured.tokens} tokens (in brackets 95 % intervals)",
-            f"  kl                  0 → {measured.kl:.4f} [{kl[0]:.4f}, {kl[1]:.4f}] nats per token",
+            f"verified on {measured.windows} other {others} of {measured.tokens} tokens ({brackets})",
+            f"  kl                  0 → {measured.kl:.4f}{kl} nats per token",
             f"  perplexity          {reached.dense.perplexity:.3f} → {measured.perplexity:.3f}, ",
             f"  kv_bytes_per_token  {bytes_before:.0f} → {bytes_after:.1f}, {bytes_before / bytes_after:.1f}x less",
             *(f"  {name:18}  0 → {value:.3f}" for name, value in sparsities.items()),
             f"  wall time           {reached.dense.seconds:.2f} s → {measured.seconds:.2f} s, reading whole windows; ",
         ]
-        lines[4] += f"{measured.perplexity_increase(reached.dense):+.2%} [{ppl[0]:+.2%}, {ppl[1]:+.2%}]"
+        lines[4] += f"{measured.perplexity_increase(reached.dense):+.2%}{ppl}"
         lines[-1] += "decoding was not timed"
         return [*lines, *(f"note: {note}" for note in self.notes)]
 
@@ -176,3 +184,13 @@ class Calibration:
             f"{config.cache_format} cache, {config.granularity} granularity, window {config.window}, {config.sinks} "
             f"sinks, v_skip {self.plan.layers[0].v_skip:g}"
         )
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    """As JSON has it."""
+    return None if interval is None else list(interval)
+
+
+def _brackets(interval: Interval | None, form: str) -> str:
+    """Behind the number that it is of."""
+    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"

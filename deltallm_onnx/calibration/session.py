@@ -17,12 +17,9 @@ from deltallm_onnx.dense_model import DenseModel
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.passes import naming
 from deltallm_onnx.runtime.library import register
+from deltallm_onnx.runtime.session_options import reason, session_options
 
 Array = npt.NDArray[Any]
-
-# ONNX Runtime's severities: its errors reach us as exceptions, so its own log stays quiet.
-_LOG_FATAL_ONLY = 4
-_LONGEST_REASON = 600
 
 
 @dataclasses.dataclass
@@ -57,22 +54,15 @@ def open_session(source: DenseModel, *, threads: int | None = None) -> WindowSes
         DeltaLLMError: where the model takes inputs that cannot be supplied, the operator library is missing, or ONNX
             Runtime refuses the model.
     """
-    if threads is not None and threads < 1:
-        raise DeltaLLMError(f"threads is {threads}: give a whole number of at least 1.")
+    options = session_options(threads=threads, weights_beside=source.path)
     token_inputs, empty_caches = _interface(source)
-    options = ort.SessionOptions()
-    options.log_severity_level = _LOG_FATAL_ONLY
-    # A model in memory has no folder of its own to look for its data in.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(_folder(source)))
-    if threads is not None:
-        options.intra_op_num_threads = threads
     if naming.delta_nodes(source.model):
         register(options)
     try:
         proto = ir.serde.serialize_model(source.model).SerializeToString()
         session = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise DeltaLLMError(f"ONNX Runtime {ort.__version__} refuses {source.path}: {_reason(error)}") from error
+        raise DeltaLLMError(f"ONNX Runtime {ort.__version__} refuses {source.path}: {reason(error)}") from error
     return WindowSession(source.path, token_inputs, empty_caches, session)
 
 
@@ -112,13 +102,9 @@ def run_windows(
         results: list[Array] = opened.session.run(list(outputs), {**given, **feeds})
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise DeltaLLMError(
-            f"ONNX Runtime stopped in {opened.path} with {batch} windows of {tokens} tokens: {_reason(error)}"
+            f"ONNX Runtime stopped in {opened.path} with {batch} windows of {tokens} tokens: {reason(error)}"
         ) from error
     return results
-
-
-def _folder(source: DenseModel) -> Path:
-    return source.path.resolve().parent
 
 
 def _interface(source: DenseModel) -> tuple[dict[str, np.dtype[Any]], dict[str, tuple[int, int, np.dtype[Any]]]]:
@@ -135,15 +121,10 @@ def _interface(source: DenseModel) -> tuple[dict[str, np.dtype[Any]], dict[str, 
         dims = [] if value.shape is None else list(value.shape.dims)
         if len(dims) != 4 or not isinstance(dims[1], int) or not isinstance(dims[3], int):
             raise DeltaLLMError(
-                f"{source.path} has the input {name!r}, which cannot be supplied: calibration knows input_ids, "
+                f"{source.path} has the input {name!r}, which cannot be supplied: a model to measure has input_ids, "
                 "attention_mask, position_ids and caches [batch, KV heads, tokens, head size]."
             )
         caches[name] = (dims[1], dims[3], dtype)
     if "input_ids" not in tokens:
         raise DeltaLLMError(f"{source.path} has no input input_ids: give a language model.")
     return tokens, caches
-
-
-def _reason(error: Exception) -> str:
-    """The exception's text on one line."""
-    return " ".join(str(error).split())[:_LONGEST_REASON]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from deltallm_onnx.dense_model import open_dense_model
 from deltallm_onnx.genai_folder import read_genai_folder
 from deltallm_onnx.model_folder import find_model
 from deltallm_onnx.runtime.side_files import context_length
+from deltallm_onnx.scratch_folder import scratch_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def opened_model(model: str, scratch: Path, say: Callable[[str], None]) -> Itera
     else:
         from deltallm_onnx.export import export_model  # noqa: PLC0415 - only a model to trace needs torch
 
-        with tempfile.TemporaryDirectory(prefix=".calibrate.", suffix=".partial", dir=scratch) as name:
-            dense = Path(name) / "dense.onnx"
+        with scratch_folder(scratch, "calibrate") as folder:
+            dense = folder / "dense.onnx"
             export_model(model, dense, progress=say)
             yield ModelFiles.of(dense, model)

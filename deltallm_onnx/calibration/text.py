@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.evaluation import text_windows
+from deltallm_onnx.evaluation.text import read_utf8, tokenized
 from deltallm_onnx.runtime.tokenizer import TextTokenizer
 
 #: A window is as long as the model's context, but no longer than this: tokens.
@@ -62,16 +63,12 @@ def read_text(files: Sequence[Path], *, text_key: str = "text") -> str:
         text_key: that key.
 
     Raises:
-        DeltaLLMError: for a file that cannot be read, is no UTF-8, or lacks the key, and where there is no text at all.
+        DeltaLLMError: for a file that cannot be read, is no UTF-8, is too large or lacks the key, and where there is no
+            text at all.
     """
     texts = []
     for file in files:
-        try:
-            content = file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise DeltaLLMError(f"Cannot read the text {file} ({error.strerror}): give a file of text.") from error
-        except UnicodeDecodeError as error:
-            raise DeltaLLMError(f"{file} is not UTF-8 text ({error.reason}): give a file of text.") from error
+        content = read_utf8(file)
         texts.append(_texts_of_lines(content, file, text_key) if file.suffix == ".jsonl" else content)
     joined = "\n\n".join(texts)
     if not joined.strip():
@@ -82,12 +79,13 @@ def read_text(files: Sequence[Path], *, text_key: str = "text") -> str:
 
 def _texts_of_lines(content: str, file: Path, text_key: str) -> str:
     texts = []
-    for number, line in enumerate(content.splitlines(), 1):
+    # Not splitlines: JSON has line separators of other scripts within its strings.
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DeltaLLMError(f"Line {number} of {file} is not JSON ({error}): correct it.") from error
         text = record.get(text_key) if isinstance(record, dict) else None
         if not isinstance(text, str):
@@ -125,20 +123,18 @@ def split_text(
         raise DeltaLLMError(
             f"Windows of {length} tokens are longer than the model's context of {context}: shorten them."
         )
-    if length < 2 or windows < len(SHARES):
-        raise DeltaLLMError(
-            f"{windows} windows of {length} tokens measure nothing: use at least {len(SHARES)}, of at least 2 tokens."
-        )
-    ids = tokenizer.encode(text)
-    begin = tokenizer.encode("")[:1]
-    if ids[: len(begin)] == begin:
-        ids = ids[len(begin) :]
+    ids, begin = tokenized(text, tokenizer)
     own = length - len(begin)
+    if length < 2 or own < 1 or windows < len(SHARES):
+        raise DeltaLLMError(
+            f"{windows} windows of {length} tokens measure nothing: use at least {len(SHARES)}, of at least "
+            f"{max(2, len(begin) + 1)} tokens."
+        )
     count = min(windows, len(ids) // own)
     if count < len(SHARES):
         raise DeltaLLMError(
-            f"The text {name} has {len(ids)} tokens; calibration needs {len(SHARES)} windows of {length}, "
-            f"{own * len(SHARES)} tokens: give a longer text, or shorter windows by --window-tokens."
+            f"The text {name} has {len(ids)} tokens, and its parts need {len(SHARES)} windows of {length}, "
+            f"{own * len(SHARES)} of the text's tokens: give a longer text, or shorter windows by --window-tokens."
         )
     cut = text_windows(ids, length, count, begin=begin)
     dealt = deal(count)

@@ -18,6 +18,7 @@ from deltallm_onnx.cli.convert import convert_command
 from deltallm_onnx.cli.diff import diff_command
 from deltallm_onnx.cli.eval import eval_command
 from deltallm_onnx.cli.inspect import inspect_command
+from deltallm_onnx.cli.interrupt import EXIT_INTERRUPTED, Interrupted
 from deltallm_onnx.cli.output import print_error
 from deltallm_onnx.cli.report import report_command
 from deltallm_onnx.cli.rewrite import rewrite_command
@@ -76,7 +77,7 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program and leave with its exit code: 0 ok, 1 different, 2 refused, 70 a bug of ours.
+    """Run the program and leave with its exit code: 0 ok, 1 different, 2 refused, 70 a bug of ours, 130 interrupted.
 
     Args:
         arguments: instead of those of the process.
@@ -96,9 +97,11 @@ def run(arguments: Sequence[str]) -> int:
     except DeltaLLMError as error:
         print_error(str(error))
         return EXIT_REFUSED
+    except Interrupted as interruption:
+        print_error(f"Interrupted: {interruption}")
+        return EXIT_INTERRUPTED
     except typer.Abort:
-        print_error("Interrupted.")
-        return 130
+        result = EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader has left (… | head): nothing more to say, and nothing for the interpreter to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -115,4 +118,7 @@ def run(arguments: Sequence[str]) -> int:
             "the same command after 'deltallm-onnx --debug'."
         )
         return EXIT_BUG
+    # Typer turns Ctrl-C into this code in some versions, and into Abort in others.
+    if result == EXIT_INTERRUPTED:
+        print_error("Interrupted.")
     return result if isinstance(result, int) else 0

@@ -8,9 +8,9 @@ from deltallm_onnx.bench.peak_memory import peak_resident_bytes, resident_bytes
 from deltallm_onnx.byte_size import parse_bytes
 from deltallm_onnx.byte_text import byte_text
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.memory_plan import MemoryPlan, plan_memory
+from deltallm_onnx.memory.plan import MemoryPlan, plan_memory
+from deltallm_onnx.memory.weights import WeightMemory
 from deltallm_onnx.runtime import context_length
-from deltallm_onnx.weight_memory import WeightMemory
 
 #: A part of the sum is worth saving from this share on.
 _WORTH_SAVING = 0.1

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deltallm_onnx.cli.calibrate_options import TextOptions, takes_text_options
-from deltallm_onnx.cli.output import print_error, print_json, print_note, print_table
+from deltallm_onnx.cli.interrupt import Interrupted
+from deltallm_onnx.cli.output import print_json, print_note, print_table
 from deltallm_onnx.cli.sweep_options import SpaceOptions, takes_space_options
 from deltallm_onnx.cli.sweep_tables import front_table, summary, trial_line
 from deltallm_onnx.errors import DeltaLLMError
@@ -118,8 +119,7 @@ def sweep_command(
         with _shown_progress() as progress:
             found, chosen = sweep(request, progress=progress)
     except KeyboardInterrupt:
-        print_error("Interrupted: finished trials are in the storage, and the same command goes on from there.")
-        raise
+        raise Interrupted("finished trials are in the storage, and the same command goes on from there.") from None
     if out is not None:
         found.save(out)
     if chosen is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from deltallm_onnx.counters import Counters
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.evaluation.log_probabilities import score
+from deltallm_onnx.evaluation.vocabulary import refuse_other_vocabulary
 from deltallm_onnx.runtime.model import DecoderModel
 
 
@@ -59,7 +59,7 @@ def compare(reference: DecoderModel, model: DecoderModel, windows: npt.NDArray[n
     losses, divergence = [0.0, 0.0], 0.0
     for window in windows:
         logits_p, logits_q = (reading.read(window) for reading in readings)
-        refuse_other_vocabulary(reference, logits_p, model, logits_q)
+        refuse_other_vocabulary(model.path, logits_q.shape[-1], reference.path, logits_p.shape[-1])
         found = score(logits_q, window[1:], logits_p)
         losses[0] += float(np.asarray(found.baseline_loss).sum())
         losses[1] += float(found.loss.sum())
@@ -73,17 +73,6 @@ def compare(reference: DecoderModel, model: DecoderModel, windows: npt.NDArray[n
         for loss, own, reading in zip(losses, (0.0, divergence), readings, strict=True)
     )
     return first, second
-
-
-def refuse_other_vocabulary(
-    reference: DecoderModel, logits_p: npt.NDArray[Any], model: DecoderModel, logits_q: npt.NDArray[Any]
-) -> None:
-    """Refuse logits [..., V] of two models that differ in V."""
-    if logits_p.shape[-1] != logits_q.shape[-1]:
-        raise DeltaLLMError(
-            f"{reference.path} has {logits_p.shape[-1]} tokens in its vocabulary and {model.path} "
-            f"{logits_q.shape[-1]}: compare a model with its own dense form."
-        )
 
 
 class _Reading:

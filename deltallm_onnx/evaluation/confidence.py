@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,33 @@ def bootstrap_interval(
     tail = _expanded_tail((1 - level) / 2, N)
     interval: npt.NDArray[np.float64] = np.quantile(means, [tail, 1 - tail], axis=0)
     return interval
+
+
+def scaled_interval(
+    scale: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]], values: npt.NDArray[np.float64], seed: int = 0
+) -> tuple[float, float] | None:
+    """A 95 % interval of a monotone function of the mean: intervals go through any such function.
+
+    Args:
+        scale: rising, or constant beyond a bound.
+        values: one number per window [N].
+        seed: of the draws.
+
+    Returns:
+        The lower and the upper end. None for N < 2, and where a value is not finite.
+    """
+    if not np.isfinite(values).all():
+        return None
+    ends = bootstrap_interval(values, seed=seed)
+    if ends is None:
+        return None
+    low, high = (float(end) for end in scale(ends))
+    return low, high
+
+
+def divergence_interval(values: npt.NDArray[np.float64], seed: int = 0) -> tuple[float, float] | None:
+    """`scaled_interval` of a mean divergence: from 0 on, which Student's interval of few windows may go below."""
+    return scaled_interval(lambda ends: np.maximum(ends, 0), values, seed)
 
 
 def _student_interval(values: npt.NDArray[np.float64], level: float) -> npt.NDArray[np.float64]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deltallm_onnx.evaluation.confidence import bootstrap_interval
+from deltallm_onnx.evaluation.confidence import divergence_interval, scaled_interval
 from deltallm_onnx.evaluation.log_probabilities import Predictions
 
 #: The first bucket of positions ends here, each further one is twice as long as all before it.
@@ -62,7 +62,7 @@ class Quality:
         own = cls(
             predictions=count,
             perplexity=_exp(loss.mean()),
-            perplexity_interval=_interval(np.exp, loss, seed),
+            perplexity_interval=scaled_interval(np.exp, loss, seed),
             top1_accuracy=_mean([window.hit for window in windows]).mean().item(),
         )
         if windows[0].baseline_loss is None:
@@ -72,14 +72,14 @@ class Quality:
         return dataclasses.replace(
             own,
             baseline_perplexity=_exp(baseline.mean()),
-            baseline_perplexity_interval=_interval(np.exp, baseline, seed),
+            baseline_perplexity_interval=scaled_interval(np.exp, baseline, seed),
             baseline_top1_accuracy=_mean([window.baseline_hit for window in windows]).mean().item(),
             perplexity_ratio=_exp((loss - baseline).mean()),
-            perplexity_ratio_interval=_interval(np.exp, loss - baseline, seed),
+            perplexity_ratio_interval=scaled_interval(np.exp, loss - baseline, seed),
             kl=divergence.mean().item(),
-            kl_interval=_interval(_not_negative, divergence, seed),
+            kl_interval=divergence_interval(divergence, seed),
             top1_agreement=agree.mean().item(),
-            top1_agreement_interval=_interval(_share, agree, seed),
+            top1_agreement_interval=scaled_interval(_share, agree, seed),
         )
 
 
@@ -134,21 +134,5 @@ def _exp(value: Any) -> float:
     return math.inf if value >= 700 else math.exp(value)
 
 
-def _not_negative(ends: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Student's interval of few windows knows no bounds."""
-    return np.maximum(ends, 0)
-
-
 def _share(ends: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.clip(ends, 0, 1)
-
-
-def _interval(scale: Any, values: npt.NDArray[np.float64], seed: int) -> tuple[float, float] | None:
-    """Intervals go through any monotone function."""
-    if not np.isfinite(values).all():
-        return None
-    ends = bootstrap_interval(values, seed=seed)
-    if ends is None:
-        return None
-    low, high = (float(end) for end in scale(ends))
-    return low, high

@@ -49,22 +49,36 @@ def read_text(path: Path, tokenizer: TextTokenizer) -> TextFile:
     """Read and tokenize a UTF-8 file.
 
     Raises:
-        DeltaLLMError: where it cannot be read, is not UTF-8, holds no text, or more than LARGEST_BYTES.
+        DeltaLLMError: as `read_utf8`, and where it holds no text.
+    """
+    text = read_utf8(path)
+    if not text.strip():
+        raise DeltaLLMError(f"The text {path} is empty: give one with at least a window of tokens.")
+    ids, begin = tokenized(text, tokenizer)
+    return TextFile(path, text, hashlib.sha256(text.encode()).hexdigest(), ids, begin)
+
+
+def read_utf8(path: Path) -> str:
+    """A UTF-8 file, byte by byte as it is.
+
+    Raises:
+        DeltaLLMError: where it cannot be read, is not UTF-8, or holds more than LARGEST_BYTES.
     """
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_BYTES + 1)
         if len(data) > LARGEST_BYTES:
             raise DeltaLLMError(f"The text {path} has more than {LARGEST_BYTES} bytes: give a part of it.")
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except OSError as error:
         raise DeltaLLMError(f"Cannot read the text {path} ({error.strerror or error}): name a text file.") from error
     except UnicodeDecodeError as error:
         raise DeltaLLMError(f"The text {path} is not UTF-8 ({error}): convert it first.") from error
-    if not text.strip():
-        raise DeltaLLMError(f"The text {path} is empty: give one with at least a window of tokens.")
-    ids = tokenizer.encode(text, special_tokens=False)
-    return TextFile(path, text, hashlib.sha256(data).hexdigest(), ids, tokenizer.begin_ids)
+
+
+def tokenized(text: str, tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
+    """A text without special tokens, and those that the model expects before every window that is cut from it."""
+    return tokenizer.encode(text, special_tokens=False), tokenizer.begin_ids
 
 
 def choose_windows(
@@ -135,7 +149,7 @@ def refuse_other_tokenizer(model: Path, baseline: Path, text: TextFile) -> None:
     if not files[1].is_file() or files[0].read_bytes() == files[1].read_bytes():
         return
     other = TextTokenizer(baseline)
-    if other.encode(text.text, special_tokens=False) != text.token_ids or other.begin_ids != text.begin:
+    if tokenized(text.text, other) != (text.token_ids, text.begin):
         raise DeltaLLMError(
             f"{files[1]} reads the text differently from {files[0]}: compare a model with its own dense form."
         )

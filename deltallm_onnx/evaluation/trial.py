@@ -13,6 +13,7 @@ from deltallm_onnx.counters import Counters
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.evaluation.log_probabilities import Predictions, score
 from deltallm_onnx.evaluation.reading import Call, Reader, calls
+from deltallm_onnx.evaluation.vocabulary import refuse_other_vocabulary
 
 Array = npt.NDArray[np.int64]
 
@@ -56,11 +57,8 @@ class Trial:
     """
 
     def __init__(self, model: Reader, baseline: Reader | None = None) -> None:
-        if baseline is not None and baseline.vocabulary != model.vocabulary:
-            raise DeltaLLMError(
-                f"{model.path} has {model.vocabulary} tokens in its vocabulary and {baseline.path} "
-                f"{baseline.vocabulary}: compare a model with its own dense form."
-            )
+        if baseline is not None:
+            refuse_other_vocabulary(model.path, model.vocabulary, baseline.path, baseline.vocabulary)
         self.model = model
         self.baseline = baseline
 

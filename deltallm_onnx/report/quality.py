@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.evaluation import Predictions
-from deltallm_onnx.evaluation.confidence import bootstrap_interval
+from deltallm_onnx.evaluation.confidence import divergence_interval, scaled_interval
 from deltallm_onnx.report.reading import Reading
 
 #: End of the first bucket of positions; every further one ends at twice the end of the one before.
@@ -85,16 +85,16 @@ def _scores(columns: dict[str, npt.NDArray[np.float64]], positions: slice) -> di
     return scores | {
         "baseline_perplexity": _perplexity(means["baseline_loss"].mean()),
         "perplexity_increase": math.expm1(change.mean()),
-        "perplexity_increase_interval": _interval(np.asarray(change), math.expm1),
+        "perplexity_increase_interval": _ends(scaled_interval(np.expm1, change)),
         "kl": float(means["kl"].mean()),
-        "kl_interval": _interval(np.asarray(means["kl"]), float),
+        "kl_interval": _ends(divergence_interval(means["kl"])),
         "top1_agreement": float(means["agree"].mean()),
     }
 
 
-def _interval(values: npt.NDArray[np.float64], of: Any) -> list[float] | None:
-    found = bootstrap_interval(values)
-    return None if found is None else [float(of(end)) for end in found]
+def _ends(interval: tuple[float, float] | None) -> list[float] | None:
+    """As JSON has it."""
+    return None if interval is None else list(interval)
 
 
 def _perplexity(loss: float) -> float:

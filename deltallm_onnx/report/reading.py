@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from deltallm_onnx.counters import COLUMNS, Counters
 from deltallm_onnx.evaluation import Predictions, score
-from deltallm_onnx.evaluation.compare import refuse_other_vocabulary
+from deltallm_onnx.evaluation.vocabulary import refuse_other_vocabulary
 from deltallm_onnx.runtime import DecoderModel
 
 Progress = Callable[[str], None]
@@ -63,7 +63,7 @@ def read_windows(
         expected = None
         if baseline is not None and other is not None:
             expected = _read(baseline, window, other, len(windows))
-            refuse_other_vocabulary(baseline, expected, model, logits)
+            refuse_other_vocabulary(model.path, logits.shape[-1], baseline.path, expected.shape[-1])
         predictions.append(score(logits, window[1:], expected))
     return reading, other, predictions
 

@@ -15,13 +15,9 @@ from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.runtime.cache import KVCache
 from deltallm_onnx.runtime.library import register
 from deltallm_onnx.runtime.model_file import read_model_file
+from deltallm_onnx.runtime.session_options import reason, session_options
 from deltallm_onnx.runtime.session_settings import SessionSettings
 from deltallm_onnx.runtime.signature import DecoderSignature, read_signature
-
-# ONNX Runtime's severities: its errors reach us as exceptions, so its own log stays quiet.
-_LOG_FATAL_ONLY = 4
-# Where a model that comes as bytes has its external tensors (onnxruntime_session_options_config_keys.h).
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class DecoderModel:
@@ -50,8 +46,7 @@ class DecoderModel:
         edit: Callable[[onnx.ModelProto], None] | None = None,
         settings: SessionSettings | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise DeltaLLMError(f"threads is {threads}: give a whole number of at least 1.")
+        options = session_options(threads=threads, weights_beside=None if edit is None else path)
         proto = read_model_file(path)
         if edit is not None:
             edit(proto)
@@ -65,21 +60,15 @@ class DecoderModel:
             )
         source = str(path) if edit is None else proto.SerializeToString()
         del proto  # it may hold all weights, and ONNX Runtime is about to read them again
-        options = ort.SessionOptions()
-        options.log_severity_level = _LOG_FATAL_ONLY
         if settings is not None:
             settings.apply(options)
-        if edit is not None:
-            options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.resolve().parent))
-        if threads is not None:
-            options.intra_op_num_threads = threads
         self.uses_library = use_library and self.signature.delta_nodes > 0
         if self.uses_library:
             register(options)
         try:
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise DeltaLLMError(f"ONNX Runtime {ort.__version__} refuses {path}: {_reason(error)}") from error
+            raise DeltaLLMError(f"ONNX Runtime {ort.__version__} refuses {path}: {reason(error)}") from error
 
     def new_cache(self, *, batch: int = 1, limit: int | None = None) -> KVCache:
         """An empty cache for `batch` sequences that will never exceed `limit` tokens."""
@@ -118,13 +107,8 @@ class DecoderModel:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise DeltaLLMError(f"ONNX Runtime stopped in {self.path} at token {total}: {_reason(error)}") from error
+            raise DeltaLLMError(f"ONNX Runtime stopped in {self.path} at token {total}: {reason(error)}") from error
         outputs = dict(zip(names, binding.get_outputs(), strict=True))
         cache.advance(new_tokens, outputs)
         logits = outputs["logits"].numpy().astype(np.float32, copy=False)
         return logits, [outputs[name].numpy() for name in self.signature.statistics]
-
-
-def _reason(error: Exception) -> str:
-    """The exception's text on one line."""
-    return " ".join(str(error).split())[:600]

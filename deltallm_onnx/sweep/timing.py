@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from deltallm_onnx.convert import rewrite
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.evaluation.speed import STEPS, WARM_UP_STEPS, decode_speed
 from deltallm_onnx.runtime.model import DecoderModel
+from deltallm_onnx.scratch_folder import scratch_folder
 
 #: Tokens in the cache before the timed steps, where nothing is said and the context has room.
 PAST_TOKENS = 1024
@@ -65,8 +65,8 @@ class DecodeTimer:
         Raises:
             DeltaLLMError: where the model cannot be written or run.
         """
-        with tempfile.TemporaryDirectory(prefix=".sweep.", suffix=".partial", dir=self._folder) as name:
-            path = Path(name) / "candidate.onnx"
+        with scratch_folder(self._folder, "sweep") as folder:
+            path = folder / "candidate.onnx"
             rewrite(self._dense, path, config, plan=plan, statistics=False)
             models = {"candidate": DecoderModel(path, threads=self._threads), "baseline": self._baseline}
             found = decode_speed(models, self._window, STEPS)

@@ -21,7 +21,8 @@ def read_json_lines(path: Path) -> list[Row]:
         DeltaLLMError: for a file that cannot be read, is too large or holds nothing, and for a line that is no object.
     """
     rows = []
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    # Not splitlines: JSON has line separators of other scripts within its strings.
+    for number, line in enumerate(_read(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

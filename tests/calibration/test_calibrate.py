@@ -215,9 +215,24 @@ def test_more_effort_measures_more(dense: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_wide_interval_and_a_missed_budget_are_told(dense: Path) -> None:
     found = run(dense, request("ppl=+0.5%"))
+    assert found.verification.perplexity_interval is not None
     low, high = found.verification.perplexity_interval
     assert high - low > 0.005
+    assert f" [{low:+.2%}, {high:+.2%}]" in found.lines[4]
     assert any("is wider than the budget itself" in line for line in found.lines)
+
+
+@pytest.mark.parametrize("budget", ["kl=0.004", "kv_bytes=4x"])
+def test_one_window_of_verification_gives_no_interval(dense: Path, budget: str) -> None:
+    corpus = Corpus((dense.parent / "text.txt",), window_tokens=WINDOW_TOKENS, windows=3)
+    found = calibrate(dense, dense.parent / "one.json", request(budget), corpus)
+    for reached in json.loads((dense.parent / "one.json").read_text())["reached"].values():
+        assert reached["kl_interval"] is None
+        assert reached["perplexity_increase_interval"] is None
+    assert "on 1 other window of 64 tokens (one window gives no interval)" in found.lines[2]
+    assert not any("[" in line for line in found.lines), "no brackets without an interval"
+    note = "note: one window of verification gives no interval of kl: measure on more text before relying on it."
+    assert (note in found.lines) == (budget == "kl=0.004"), "counters are not estimated"
 
 
 @pytest.mark.parametrize(

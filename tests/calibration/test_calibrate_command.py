@@ -90,7 +90,7 @@ REFUSALS = {
     "impossible budget": (("--budget", "kv_bytes=900x"), r"cannot be met .* the best reachable is kv_bytes=\d"),
     "no text": (("--budget", "kl=1", "--text", "none.txt"), "Cannot read the text none.txt"),
     "empty text": (("--budget", "kl=1", "--text", "empty.txt"), "The text empty.txt is empty"),
-    "short text": (("--budget", "kl=1", "--text", "short.txt"), "has 100 tokens; calibration needs 3 windows of 64"),
+    "short text": (("--budget", "kl=1", "--text", "short.txt"), "has 100 tokens, and its parts need 3 windows of 64"),
     "unknown rule": (("--budget", "kl=1", "--rule", "best"), "has no rule 'best': choose one of"),
     "rule of another granularity": (("--budget", "kl=1", "--rule", "sigma"), "Granularity row has no rule 'sigma'"),
     "unknown effort": (("--budget", "kl=1", "--effort", "huge"), "There is no effort 'huge'"),

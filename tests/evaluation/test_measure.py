@@ -157,10 +157,14 @@ def test_the_same_twice(rewritten: Rewritten, dense_path: Path, windows: np.ndar
     assert first == again
 
 
-def test_another_vocabulary_is_refused(rewritten: Rewritten, tmp_path: Path, windows: np.ndarray) -> None:
+def test_another_vocabulary_is_refused(
+    rewritten: Rewritten, dense_path: Path, tmp_path: Path, windows: np.ndarray
+) -> None:
     other = with_head(tmp_path / "larger.onnx", columns=31)
     with pytest.raises(DeltaLLMError, match=r"29 tokens in its vocabulary and .*larger\.onnx 31: compare a model"):
         evaluate(rewritten(ROW), other, windows, speed=False)
+    with pytest.raises(DeltaLLMError, match=r"29 tokens in its vocabulary and .*larger\.onnx 31: compare a model"):
+        compare(DecoderModel(other), DecoderModel(dense_path), windows)
 
 
 def test_a_token_beyond_the_vocabulary_is_refused(rewritten: Rewritten) -> None:

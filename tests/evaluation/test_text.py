@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tiny_decoder import tiny_tokenizer
+from support.special_tokens import with_special_tokens
 from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.evaluation.text import TextFile, choose_windows, read_text, refuse_other_tokenizer
-from deltallm_onnx.runtime import TextTokenizer
 
 
 def text_of(tokens: int, begin: int = 1) -> TextFile:
@@ -64,15 +62,6 @@ def test_windows(tokens: int, options: dict[str, int], shape: tuple[int, int]) -
 def test_windows_that_cannot_be(tokens: int, options: dict[str, int], sentence: str) -> None:
     with pytest.raises(DeltaLLMError, match=sentence):
         choose_windows(text_of(tokens), **options)
-
-
-def with_special_tokens(folder: Path, template: str) -> TextTokenizer:
-    """The tiny tokenizer with . and blank as special tokens around a text."""
-    folder.mkdir()
-    tokenizer = tiny_tokenizer()
-    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[(".", 27), (" ", 26)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return TextTokenizer(folder)
 
 
 @pytest.mark.parametrize(("template", "begin"), [("$A", []), (". $A", [27]), (". $A .", [27]), (". . $A", [27, 27])])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime as ort
 import pytest
 from support.command_line import Outcome, run_here
 from support.tiny_decoder import save_tiny_decoder
@@ -18,7 +19,8 @@ from deltallm_onnx.byte_size import parse_bytes
 from deltallm_onnx.cli.memory import check_max_memory
 from deltallm_onnx.convert import rewrite
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.memory_plan import plan_memory
+from deltallm_onnx.memory.plan import plan_memory
+from deltallm_onnx.runtime.session_settings import LOW_MEMORY, SessionSettings
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +165,24 @@ def test_amounts(text: str, count: int) -> None:
 def test_amounts_that_are_none(text: str) -> None:
     with pytest.raises(DeltaLLMError, match=r"limit is .*: give a positive number with a unit"):
         parse_bytes(text, "limit")
+
+
+def test_settings_that_save_memory_change_no_token(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a prompt no longer than the window, of which no chunk reads a held key."""
+    command = ("run", model, "--prompt", "abc def", "--max-new-tokens", 23, "--json")
+    whole = run(capsys, *command).json
+    spared = run(capsys, *command, "--low-memory", "--prompt-chunk", 3, "--max-memory", "64GB").json
+    assert spared["tokens"] == whole["tokens"]
+    assert spared["cache_bytes_in_use"] == whole["cache_bytes_in_use"]
+
+
+def test_session_settings_reach_the_session() -> None:
+    options = ort.SessionOptions()
+    LOW_MEMORY.apply(options)
+    assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (False, False)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.get_session_config_entry("session.disable_prepacking") == "0"
+    SessionSettings(prepacking=False).apply(options)
+    assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (True, True)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    assert options.get_session_config_entry("session.disable_prepacking") == "1"

@@ -13,10 +13,10 @@ import onnx
 import pytest
 from support.memory_models import LARGE_VOCABULARY
 
-from deltallm_onnx.activation_memory import call_memory
 from deltallm_onnx.bench import run_child
-from deltallm_onnx.call_shapes import CallSizes
-from deltallm_onnx.memory_plan import plan_memory
+from deltallm_onnx.memory.activations import call_memory
+from deltallm_onnx.memory.call_shapes import CallSizes
+from deltallm_onnx.memory.plan import plan_memory
 from deltallm_onnx.runtime.session_settings import LOW_MEMORY, SessionSettings
 
 #: The same system may load a library's pages or round a heap differently: the better of so many runs counts.

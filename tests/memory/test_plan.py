@@ -14,16 +14,16 @@ from support.tiny_decoder import VOCABULARY as TINY_VOCABULARY
 from support.tiny_decoder import save_tiny_decoder
 
 from deltallm_onnx import DeltaConfig
-from deltallm_onnx.activation_memory import call_memory
-from deltallm_onnx.call_shapes import CallSizes
 from deltallm_onnx.convert import rewrite
 from deltallm_onnx.dense_model import open_dense_model
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.memory_plan import plan_memory
+from deltallm_onnx.memory.activations import call_memory
+from deltallm_onnx.memory.call_shapes import CallSizes
+from deltallm_onnx.memory.plan import plan_memory
+from deltallm_onnx.memory.weights import weight_memory
 from deltallm_onnx.passes import rewrite_model
 from deltallm_onnx.passes.pin_cache_shapes import fix_cache_rows
 from deltallm_onnx.runtime import DecoderModel
-from deltallm_onnx.weight_memory import weight_memory
 
 CALL = CallSizes(batch=3, new_tokens=7, total_tokens=19)
 

@@ -12,7 +12,10 @@ from support.report_models import ReportModels, WrittenReport, letters
 from support.tiny_decoder import HEAD_SIZE, KV_HEADS, LAYERS
 
 from deltallm_onnx import DeltaConfig, rewrite
+from deltallm_onnx.evaluation import Predictions
 from deltallm_onnx.report import ReportRequest, gather
+from deltallm_onnx.report.quality import quality_section
+from deltallm_onnx.report.reading import Reading
 from deltallm_onnx.report.sample_text import read_sample
 from deltallm_onnx.runtime import DecoderModel
 
@@ -68,6 +71,28 @@ def test_every_score_is_that_of_decoding(report: WrittenReport) -> None:
         assert bucket["kl"] == pytest.approx(kl[:, positions].mean(), **near)
         assert bucket["perplexity"] == pytest.approx(math.exp(model[:, positions].mean()), **near)
     _check_counters(report, np.array(counts), np.array(ends))
+
+
+def test_a_divergence_is_not_negative() -> None:
+    """Student's interval of three such windows goes below 0."""
+    ones = np.ones((3, 5))
+    predictions = [
+        Predictions(loss=loss, hit=loss > 0, baseline_loss=loss, baseline_hit=loss > 0, kl=kl * loss, agree=loss > 0)
+        for loss, kl in zip(ones, (0.001, 0.002, 0.9), strict=True)
+    ]
+    quality = quality_section(predictions, Reading(seconds=1.0), Reading(seconds=2.0), 6)
+    for scores in (quality, *quality["by_position"]):
+        assert scores["kl_interval"][0] == 0
+        assert scores["kl_interval"][1] > 0.9
+        assert scores["perplexity_increase_interval"] == [0, 0]
+
+
+def test_one_window_has_no_interval() -> None:
+    loss = np.linspace(1, 2, 5)
+    one = Predictions(loss=loss, hit=loss > 0, baseline_loss=loss, baseline_hit=loss > 0, kl=loss, agree=loss > 0)
+    quality = quality_section([one], Reading(seconds=1.0), Reading(seconds=2.0), 6)
+    assert quality["kl_interval"] is None
+    assert quality["perplexity_increase_interval"] is None
 
 
 def _check_counters(report: WrittenReport, counts: np.ndarray, ends: np.ndarray) -> None:

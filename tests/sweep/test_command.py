@@ -90,6 +90,16 @@ def test_its_numbers_are_those_of_the_model_that_its_plan_makes(folder: Path, sw
         for name in ("delta_sparsity", "qk_mac_sparsity", "attn_mac_sparsity"):
             assert said[name] == getattr(scored.counters, name)
     assert outcome.json["best"]["reached"] == best["reached"]
+    assert best["reached"]["verification"]["kl_interval"][1] > 0
+
+
+def test_a_plan_verified_on_one_window_has_no_interval(folder: Path, sweep: Run) -> None:
+    outcome = sweep("--trials", 1, "--text-windows", 3, "--best", "kl=1", "--plan-out", "best.json")
+    assert outcome.code == 0, outcome
+    assert "verified on 1 other window of 64 tokens (one window gives no interval)" in outcome.out
+    verified = json.loads((folder / "best.json").read_text())["reached"]["verification"]
+    assert verified["kl_interval"] is None
+    assert verified["perplexity_increase_interval"] is None
 
 
 def test_single_channels_and_v_skip_are_searched_where_they_pay(sweep: Run) -> None:
@@ -152,7 +162,7 @@ REFUSALS = {
     "no study": (("--study", " "), "The study has no name"),
     "study that is not there": (("--trials", 0), "There is no study 'tiny'"),
     "missing text": (("--text", "none.txt"), "Cannot read the text none.txt"),
-    "short text": (("--text-windows", 12, "--window-tokens", 700), "has 1500 tokens; calibration needs 3 windows"),
+    "short text": (("--text-windows", 12, "--window-tokens", 700), "has 1500 tokens, and its parts need 3 windows"),
     "nothing to hold": (("--window", "8,62"), "62 with 3 sinks keeps 65 of them exact"),
     "unknown objective": (("--objective", "speed"), "no objective 'speed': choose of kl, kv_bytes"),
     "unknown rule": (("--rule", "best"), "no rule 'best' with granularity row: choose one of relative"),

@@ -112,7 +112,10 @@ def _concrete(value: onnx.ValueInfoProto, names: Mapping[str, int]) -> Shape | N
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return None
-    dims = [dim.dim_value if dim.HasField("dim_value") else names.get(dim.dim_param) for dim in tensor.shape.dim]
+    # Some exporters write −1 for a dimension that is not fixed.
+    fixed = [dim.HasField("dim_value") and dim.dim_value >= 0 for dim in tensor.shape.dim]
+    pairs = zip(tensor.shape.dim, fixed, strict=True)
+    dims = [dim.dim_value if known else names.get(dim.dim_param) for dim, known in pairs]
     known = [dim for dim in dims if dim is not None]
     return tuple(known) if len(known) == len(dims) else None
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import onnx
 
-from deltallm_onnx.call_shapes import CallSizes, Shape, call_shapes
-from deltallm_onnx.weight_memory import tensor_bytes
+from deltallm_onnx.memory.call_shapes import CallSizes, Shape, call_shapes
+from deltallm_onnx.memory.weights import tensor_bytes
 
 _FLOAT = onnx.TensorProto.FLOAT
 #: Results that are the same bytes under another shape.

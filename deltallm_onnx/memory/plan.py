@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from deltallm_onnx.activation_memory import CallMemory, call_memory
-from deltallm_onnx.call_shapes import CallSizes
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.memory.activations import CallMemory, call_memory
+from deltallm_onnx.memory.call_shapes import CallSizes
+from deltallm_onnx.memory.weights import WeightMemory, weight_memory
 from deltallm_onnx.runtime.cache import CacheTensor
 from deltallm_onnx.runtime.model_file import read_model_file
 from deltallm_onnx.runtime.signature import read_signature
-from deltallm_onnx.weight_memory import WeightMemory, weight_memory
 
 #: ONNX Runtime itself: pages of its code, its tables of operators, the parsed graph. Measured: 13 to 16 MB with version
 #: 1.32 on x86-64 (docs/memory.md).

@@ -1,0 +1,1 @@
+"""Peak memory of a model for a context length, from its graph alone."""
