@@ -26,6 +26,7 @@ from deltallm_onnx.genai_folder import (
 )
 from deltallm_onnx.genai_warnings import genai_warnings
 from deltallm_onnx.model_folder import (
+    calibration_path,
     check_new_folder,
     copy_side_files,
     find_model,
@@ -41,10 +42,8 @@ from deltallm_onnx.weights.report import WeightsReport
 from deltallm_onnx.weights.store import refuse_quantised, store_weights
 
 if TYPE_CHECKING:  # a rewrite opens no session, and needs no ONNX Runtime
+    from deltallm_onnx.calibration.plan_file import PlanOrigin
     from deltallm_onnx.calibration.result import Calibration
-
-#: What a calibration leaves beside the model.
-CALIBRATION_NAME = "deltallm.json"
 
 #: Receives one line per step.
 Progress = Callable[[str], None]
@@ -110,7 +109,10 @@ class ConvertReport:
         size = f"{len(self.files)} files, {byte_text(self.bytes_written)}, {self.seconds:.1f} s"
         weights = () if self.weights is None else self.weights.lines
         calibrated = () if self.calibration is None else self.calibration.lines
-        return "\n".join([*self.rewrite.lines, *weights, *calibrated, *self.notes, f"wrote {self.path} ({size})"])
+        lines = [*self.rewrite.lines, *weights, *calibrated, *self.notes, f"wrote {self.path} ({size})"]
+        if self.calibration is not None:
+            lines.append(f"wrote {calibration_path(self.path)}: the thresholds and how they were found")
+        return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,11 @@ class _Options:
     context: int | None
     weights: WeightFormat | None
     plan: AttentionPlan | None
+    origin: PlanOrigin | None
+
+    def notes(self, dense: DenseModel) -> tuple[str, ...]:
+        """What to say of the plan, before the model is changed."""
+        return () if self.origin is None else self.origin.notes(dense.model)
 
     def store_weights(self, dense: DenseModel) -> Callable[[], WeightsReport | None]:
         """Change the storage of the weights; what comes back makes the report, once they are written."""
@@ -152,6 +159,7 @@ def rewrite(
     config: DeltaConfig,
     *,
     plan: AttentionPlan | None = None,
+    origin: PlanOrigin | None = None,
     unfused: bool = False,
     statistics: bool | None = None,
     allow_partial: bool = False,
@@ -168,6 +176,7 @@ def rewrite(
             other file of the old one. Weights go to `<name>.data` if the model kept them outside the .onnx file.
         config: the settings of delta attention.
         plan: threshold, row weights, granularity, row_rule and v_skip per layer, instead of the config's.
+        origin: the model that the plan was found for; a note says where it is another one.
         unfused: write DeltaThreshold and HybridWindowAttention instead of DeltaAttention.
         statistics: add an output `statistics.N` per layer, from which `run` prints the counters. None adds them but
             for folders of onnxruntime-genai, which would fetch them in every step.
@@ -183,7 +192,7 @@ def rewrite(
             written then.
     """
     in_path, out_path, say = Path(in_path), Path(out_path), progress or _silent
-    options = _Options(config, unfused, statistics, allow_partial, copy_library, context, weights, plan)
+    options = _Options(config, unfused, statistics, allow_partial, copy_library, context, weights, plan, origin)
     if in_path.is_dir():
         return _rewrite_folder(in_path, out_path, options, say)
     begin = time.perf_counter()
@@ -194,6 +203,7 @@ def rewrite(
     if weights is not None:
         refuse_quantised(dense.model, str(in_path))
     say(f"Rewriting {in_path}")
+    notes = options.notes(dense)
     report = options.apply(dense)
     stored = options.store_weights(dense)
     _check_room(dense, out_path.parent)
@@ -202,7 +212,7 @@ def rewrite(
         _save(dense, folder / out_path.name)
         names = _listing(folder, out_path.name)
     files = [out_path.parent / name for name in names]
-    notes = _left_beside(in_path)
+    notes += _left_beside(in_path)
     return ConvertReport.of(files, config, report, weights=stored(), notes=notes, begin=begin)
 
 
@@ -219,6 +229,7 @@ def convert(
     config: DeltaConfig,
     *,
     plan: AttentionPlan | None = None,
+    origin: PlanOrigin | None = None,
     unfused: bool = False,
     statistics: bool | None = None,
     allow_partial: bool = False,
@@ -240,6 +251,7 @@ def convert(
             another model.
         config: as for `rewrite`, and so are the other arguments.
         plan: see `rewrite`.
+        origin: see `rewrite`.
         unfused: see `rewrite`.
         statistics: see `rewrite`.
         allow_partial: see `rewrite`.
@@ -249,7 +261,7 @@ def convert(
         context: see `rewrite`; None leaves `int4` caches without a fixed size, which onnxruntime-genai cannot allocate.
         calibrate: finds the thresholds of the dense model at this path, such as
             `deltallm_onnx.calibration.default.ShortCalibration`; its config and plan are then taken instead of those
-            given, and deltallm.json is written beside the model. A sentence instead says why there are none.
+            given, and `<stem>.deltallm.json` is written beside the model. A sentence instead says why there are none.
         progress: see `rewrite`.
 
     Raises:
@@ -259,7 +271,7 @@ def convert(
     from deltallm_onnx.export import export_model  # noqa: PLC0415 - `rewrite` needs no torch
 
     begin, out_path, say = time.perf_counter(), Path(out_path), progress or _silent
-    options = _Options(config, unfused, statistics, allow_partial, copy_library, context, weights, plan)
+    options = _Options(config, unfused, statistics, allow_partial, copy_library, context, weights, plan, origin)
     check_model_path(out_path)
     if Path(model).is_dir():
         refuse_another_model(Path(model), out_path)  # before minutes of tracing; what the hub names is not here yet
@@ -276,8 +288,10 @@ def convert(
         calibration = None if calibrate is None else calibrate(exported.path, say)
         if calibration is not None and not isinstance(calibration, str):
             options = dataclasses.replace(options, config=calibration.config, plan=calibration.plan)
-            calibration.save(folder / CALIBRATION_NAME)
+            calibration = calibration.noting(_weights_on_top(weights, model, out_path))
+            calibration.save(calibration_path(folder / out_path.name))
         dense = open_dense_model(exported.path)
+        plan_notes = options.notes(dense)
         say("Rewriting")
         report = options.apply(dense)
         # The dense model's weights become the rewritten model's where they lie: the new file refers to the old data.
@@ -291,11 +305,22 @@ def convert(
     files = [out_path.parent / name for name in names]
     size, peak = byte_text(4 * exported.parameters), byte_text(exported.peak_rss_bytes)
     memory = f"peak memory of the export: {peak} for {size} of float32 weights"
-    notes = (memory, *exported.notes, *notes)
+    notes = (memory, *exported.notes, *plan_notes, *notes)
     if isinstance(calibration, str):
         notes, calibration = (*notes, calibration), None
     done = ConvertReport.of(files, options.config, report, weights=exported.weights, notes=notes, begin=begin)
     return dataclasses.replace(done, calibration=calibration)
+
+
+def _weights_on_top(weights: WeightFormat | None, model: str | Path, out_path: Path) -> tuple[str, ...]:
+    """A calibration compares with the model as it is stored, which is not all that a user loses."""
+    if weights is None or weights.name == "float32":
+        return ()
+    note = (
+        f"the budget is kept against the same {weights.name} weights, and what these cost comes on top: measure both "
+        f"with 'deltallm-onnx eval {out_path} --baseline {model} --text FILE'."
+    )
+    return (note,)
 
 
 def _rewrite_folder(source: Path, out: Path, options: _Options, say: Progress) -> ConvertReport:
@@ -311,12 +336,12 @@ def _rewrite_folder(source: Path, out: Path, options: _Options, say: Progress) -
     dense = open_dense_model(in_path)
     if options.weights is not None:
         refuse_quantised(dense.model, str(in_path))
-    notes: tuple[str, ...] = ()
+    notes = options.notes(dense)
     context = options.context
     if genai is None:
         refuse_missing_config(dense.model, source)
     else:
-        notes = genai_warnings(genai, dense.model)
+        notes += genai_warnings(genai, dense.model)
         context = context or genai.context_length
         if context is None and options.config.cache_format == "int4":
             raise DeltaLLMError(

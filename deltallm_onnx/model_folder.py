@@ -37,6 +37,15 @@ def find_model(folder: Path, genai: GenaiFolder | None) -> Path:
     return found[0]
 
 
+def calibration_path(model: Path) -> Path:
+    """Where the calibration of a conversion lies: a name of its own, as several models may share a folder.
+
+    Args:
+        model: the .onnx file.
+    """
+    return model.with_name(f"{model.stem}.deltallm.json")
+
+
 def check_new_folder(out: Path) -> None:
     """Refuse an output folder that holds something, or that cannot be made.
 

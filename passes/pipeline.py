@@ -41,6 +41,7 @@ from deltallm_onnx.passes.whole_model import (
     unread_caches,
 )
 from deltallm_onnx.passes.write_metadata import PREFIX, VERSION, WriteMetadataPass
+from deltallm_onnx.plural import plural
 
 #: How many refused layers a message lists before it counts the rest.
 _LISTED = 3
@@ -206,7 +207,7 @@ def _rules(plan: AttentionPlan | None) -> list[str]:
     if plan is None:
         return []
     kinds = Counter(entry.form for entry in plan.layers)
-    listed = ", ".join(f"{form} in {count} layers" for form, count in kinds.items())
+    listed = ", ".join(f"{form} in {plural(count, 'layer')}" for form, count in kinds.items())
     return [f"thresholds of the plan {plan.sha256[:12]}: {listed}"]
 
 

@@ -182,7 +182,7 @@ def _results(
     if scoring is not None and decoding is not None:
         for name in ("delta_sparsity", "qk_mac_sparsity", "attn_mac_sparsity"):
             measured[f"{name}, scoring"] = [None, scoring.to_dict()[name]]
-        measured["kv_bytes_per_token (and layer)"] = [None, decoding.kv_bytes_per_token]
+        measured["kv_bytes_per_token (B, one layer)"] = [None, decoding.kv_bytes_per_token]
         measured["kv_bytes_read (per decoded token)"] = [None, decoding.kv_bytes_read]
     measured["wall time of scoring (s)"] = [score.seconds for score in scores]
     return {"environment": environment(), "config": config.to_dict(), "measured": measured}

@@ -12,10 +12,12 @@ from deltallm_onnx.calibration.effort import find_effort
 from deltallm_onnx.calibration.journal import Journal
 from deltallm_onnx.calibration.request import Request
 from deltallm_onnx.calibration.result import Calibration
+from deltallm_onnx.calibration.search import UnreachableError
 from deltallm_onnx.calibration.source import ModelFiles, opened_model
 from deltallm_onnx.calibration.text import BUNDLED, read_text, split_text
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.export.output import check_writable
+from deltallm_onnx.plural import plural
 from deltallm_onnx.runtime.tokenizer import TextTokenizer
 
 
@@ -67,8 +69,17 @@ def calibrate(
     out_path, show = Path(out_path), progress or Silent()
     check_writable(out_path)
     journal = Journal(out_path.with_name(f"{out_path.name}.journal"), resume=resume)
+    if len(journal):
+        show.note(
+            f"{journal.path} has {plural(len(journal), 'measurement')}: those that are needed here are not repeated"
+        )
     with opened_model(str(model), out_path.parent, show.step) as files:
-        found = calibrate_files(files, request, corpus, journal=journal, scratch=out_path.parent, progress=show)
+        try:
+            found = calibrate_files(files, request, corpus, journal=journal, scratch=out_path.parent, progress=show)
+        except UnreachableError as error:
+            raise error.adding(
+                f"The measurements stay in {journal.path}, and calibrating for another budget goes on from them."
+            ) from None
     found.save(out_path)
     with contextlib.suppress(OSError):  # the result is there; a journal left over does no harm
         journal.remove()

@@ -73,7 +73,7 @@ class Budget:
     def show(self, value: float) -> str:
         """A value of this metric for people, in the form that budgets are given."""
         if self.metric == "ppl":
-            return f"ppl={value:+.2%}"
+            return f"ppl={value:+z.2%}"
         if self.metric == "kv_bytes":
             return f"kv_bytes={value:.2f}x" if self.ratio else f"kv_bytes={value:.1f}"
         return f"{self.metric}={value:.4g}"

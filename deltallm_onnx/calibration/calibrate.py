@@ -40,6 +40,9 @@ class Progress(Protocol):
     def step(self, what: str) -> None:
         """A new step begins."""
 
+    def note(self, text: str) -> None:
+        """A sentence that is worth keeping in sight."""
+
     def read(self, windows: int) -> None:
         """So many windows were read."""
 
@@ -51,6 +54,9 @@ class Silent:
         """See `Progress`."""
 
     def step(self, what: str) -> None:
+        """See `Progress`."""
+
+    def note(self, text: str) -> None:
         """See `Progress`."""
 
     def read(self, windows: int) -> None:

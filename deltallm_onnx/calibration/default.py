@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deltallm_onnx.calibration.api import calibrate_files
+from deltallm_onnx.calibration.bill import bill, duration
 from deltallm_onnx.calibration.calibrate import Silent
 from deltallm_onnx.calibration.journal import Journal
 from deltallm_onnx.calibration.request import Request
@@ -74,10 +75,15 @@ class _Steps(Silent):
         """See `Progress`; refuses what takes too long."""
         if seconds > self._patience:
             raise DeltaLLMError(
-                f"{reads} readings of text would take up to {seconds / 60:.0f} minutes here; --calibrate makes "
+                f"{reads} readings of text would take up to {duration(seconds)} here; --calibrate makes "
                 "them all the same, and 'deltallm-onnx calibrate' makes more."
             )
+        self._say(f"Calibrating: {bill(reads, seconds)}")
 
     def step(self, what: str) -> None:
         """See `Progress`."""
         self._say(f"Calibrating: {what}")
+
+    def note(self, text: str) -> None:
+        """See `Progress`."""
+        self._say(f"Calibrating: {text}")

@@ -21,7 +21,9 @@ from deltallm_onnx.calibration.shadow import ShadowProbe
 from deltallm_onnx.calibration.text import TextParts
 from deltallm_onnx.config import DeltaConfig
 from deltallm_onnx.dense_model import open_dense_model, quiet
+from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.passes.pipeline import model_geometry
+from deltallm_onnx.passes.write_metadata import VERSION
 from deltallm_onnx.runtime.model import DecoderModel
 
 Part = Literal["sensitivity", "search", "verification"]
@@ -108,6 +110,8 @@ class ModelMeter:
         self._probes: OrderedDict[str, Probe] = OrderedDict()
         with quiet():
             opened = open_dense_model(dense)
+            if VERSION in opened.model.metadata_props:
+                raise DeltaLLMError(f"{dense} is already rewritten: calibrate the dense model it was made from.")
             self.geometry: tuple[LayerGeometry, ...] = model_geometry(opened.model)
         files = [dense, *opened.data_files]
         self._sessions = 2 if sum(file.stat().st_size for file in files) < _SMALL_MODEL else 1

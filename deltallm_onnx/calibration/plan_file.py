@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from deltallm_onnx.attention_plan import AttentionPlan
 from deltallm_onnx.config import DeltaConfig
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.weights_digest import weights_sha256
 
 #: What a result says of itself.
 FORMAT, VERSION = "deltallm-calibration", 1
@@ -27,6 +31,46 @@ def load_plan(path: Path) -> tuple[DeltaConfig, AttentionPlan]:
     return DeltaConfig.from_dict(data["config"], f"{path}, config"), AttentionPlan.from_dict(data, str(path))
 
 
+@dataclasses.dataclass(frozen=True)
+class PlanOrigin:
+    """The model that a plan was found for.
+
+    Attributes:
+        name: as it was given to the calibration.
+        weights_sha256: as by `weights_sha256`.
+    """
+
+    name: str
+    weights_sha256: str
+
+    def notes(self, model: ir.Model) -> tuple[str, ...]:
+        """What to say where the plan is given to a model with other weights.
+
+        Args:
+            model: dense, and not changed yet.
+        """
+        if weights_sha256(model) == self.weights_sha256:
+            return ()
+        note = (
+            f"The plan was calibrated on other weights than these (those of {self.name}): what it costs here was not "
+            "measured, so check it with 'deltallm-onnx eval', or calibrate this model."
+        )
+        return (note,)
+
+
+def load_origin(path: Path) -> PlanOrigin | None:
+    """The model that a calibration was made of; None where its file does not say.
+
+    Raises:
+        DeltaLLMError: as `read_calibration`.
+    """
+    model = read_calibration(path).get("model")
+    if not isinstance(model, dict):
+        return None
+    name, digest = model.get("name"), model.get("weights_sha256")
+    return PlanOrigin(name, digest) if isinstance(name, str) and isinstance(digest, str) else None
+
+
 def read_calibration(path: Path) -> dict[str, Any]:
     """The JSON object of a calibration's result; only format, version and the keys of a plan are checked.
 
@@ -42,8 +86,13 @@ def read_calibration(path: Path) -> dict[str, Any]:
                 "one wrote."
             )
         data = json.loads(content.decode("utf-8"), object_pairs_hook=_object)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeltaLLMError(f"Cannot read the calibration {path}: {error}.") from error
+    except OSError as error:
+        raise DeltaLLMError(
+            f"Cannot read the calibration {path} ({error.strerror}): give the file that 'deltallm-onnx calibrate' "
+            "wrote."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DeltaLLMError(f"Cannot read the calibration {path}: it is not UTF-8 text; calibrate again.") from error
     except (json.JSONDecodeError, RecursionError) as error:
         raise DeltaLLMError(f"The calibration {path} is not JSON ({error}): calibrate again.") from error
     except ValueError as error:

@@ -20,6 +20,7 @@ from deltallm_onnx.calibration.search import Tried
 from deltallm_onnx.config import DeltaConfig
 from deltallm_onnx.evaluation.confidence import divergence_interval, scaled_interval
 from deltallm_onnx.export.output import staged
+from deltallm_onnx.plural import plural
 
 Interval = tuple[float, float]
 
@@ -139,6 +140,10 @@ class Calibration:
         whole = self.to_dict()
         return {key: whole[key] for key in ("budget", "reached", "rules", "text", "notes", "seconds")}
 
+    def noting(self, notes: Sequence[str]) -> Calibration:
+        """The same with more notes."""
+        return dataclasses.replace(self, notes=[*self.notes, *notes])
+
     def save(self, path: Path) -> None:
         """Write deltallm.json, whole or not at all.
 
@@ -154,8 +159,8 @@ class Calibration:
         """What a user reads: before → after on the verification part."""
         reached, dense = self.verification, self.verification.dense.counters
         counters, measured = reached.measured.counters, reached.measured
-        kl = _brackets(reached.kl_interval, ".4f")
-        ppl = _brackets(reached.perplexity_interval, "+.2%")
+        kl = _brackets(reached.kl_interval, "z.4f")
+        ppl = _brackets(reached.perplexity_interval, "+z.2%")
         others, brackets = "windows", "in brackets 95 % intervals"
         if measured.windows == 1:
             others, brackets = "window", "one window gives no interval"
@@ -167,13 +172,13 @@ class Calibration:
             f"calibrated for {self.budget.text} on {self.text['name']}",
             f"  {self._settings}; layers by rule: {rules}",
             f"verified on {measured.windows} other {others} of {measured.tokens} tokens ({brackets})",
-            f"  kl                  0 → {measured.kl:.4f}{kl} nats per token",
+            f"  kl                  0 → {measured.kl:z.4f}{kl} nats per token",
             f"  perplexity          {reached.dense.perplexity:.3f} → {measured.perplexity:.3f}, ",
             f"  kv_bytes_per_token  {bytes_before:.0f} → {bytes_after:.1f}, {bytes_before / bytes_after:.1f}x less",
             *(f"  {name:18}  0 → {value:.3f}" for name, value in sparsities.items()),
             f"  wall time           {reached.dense.seconds:.2f} s → {measured.seconds:.2f} s, reading whole windows; ",
         ]
-        lines[4] += f"{measured.perplexity_increase(reached.dense):+.2%}{ppl}"
+        lines[4] += f"{measured.perplexity_increase(reached.dense):+z.2%}{ppl}"
         lines[-1] += "decoding was not timed"
         return [*lines, *(f"note: {note}" for note in self.notes)]
 
@@ -181,8 +186,8 @@ class Calibration:
     def _settings(self) -> str:
         config = self.config
         return (
-            f"{config.cache_format} cache, {config.granularity} granularity, window {config.window}, {config.sinks} "
-            f"sinks, v_skip {self.plan.layers[0].v_skip:g}"
+            f"{config.cache_format} cache, {config.granularity} granularity, window {config.window}, "
+            f"{plural(config.sinks, 'sink')}, v_skip {self.plan.layers[0].v_skip:g}"
         )
 
 

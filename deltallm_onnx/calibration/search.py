@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 from deltallm_onnx.attention_plan import AttentionPlan
 from deltallm_onnx.calibration.allocate import Allocation, Frontier
@@ -17,6 +17,7 @@ from deltallm_onnx.calibration.solve import Trial, solve
 from deltallm_onnx.config import DeltaConfig
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.packed_sizes import PACKED_FORMATS
+from deltallm_onnx.plural import plural
 
 #: What heads cost together over what they cost alone, and the share of a divergence that shows as loss, as measured on
 #: the models tried: where the search begins.
@@ -89,7 +90,7 @@ class UnreachableError(DeltaLLMError):
 
     def __init__(self, budget: Budget, best: float, config: DeltaConfig) -> None:
         self.best, self.distance = best, abs(budget.progress(best) - budget.target)
-        settings = f"window {config.window}, {config.sinks} sinks and {config.cache_format} caches"
+        settings = f"window {config.window}, {plural(config.sinks, 'sink')} and {config.cache_format} caches"
         hint = ""
         if budget.metric == "kv_bytes" and (
             config.granularity == "element" or config.cache_format not in PACKED_FORMATS
@@ -99,6 +100,11 @@ class UnreachableError(DeltaLLMError):
             f"The budget {budget.text} cannot be met with {settings}: the best reachable is {budget.show(best)} on the "
             f"search part of the text.{hint or ' Give another budget, window or cache format.'}"
         )
+
+    def adding(self, sentence: str) -> Self:
+        """The same refusal with one more sentence."""
+        self.args = (f"{self} {sentence}",)
+        return self
 
 
 class Search:

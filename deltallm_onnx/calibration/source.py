@@ -13,6 +13,7 @@ from deltallm_onnx.genai_folder import read_genai_folder
 from deltallm_onnx.model_folder import find_model
 from deltallm_onnx.runtime.side_files import context_length
 from deltallm_onnx.scratch_folder import scratch_folder
+from deltallm_onnx.weights_digest import weights_sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +24,14 @@ class ModelFiles:
         dense: the .onnx file; tokenizer and configurations lie beside it.
         name: as the user gave it.
         sha256: of the .onnx file and its data files, in hex.
+        weights_sha256: of the weights alone, which a model traced under another name has too.
         context: the model's context length in tokens, if known.
     """
 
     dense: Path
     name: str
     sha256: str
+    weights_sha256: str
     context: int | None
 
     @classmethod
@@ -40,11 +43,11 @@ class ModelFiles:
         """
         opened = open_dense_model(dense)
         digest = files_sha256([dense, *opened.data_files])
-        return cls(dense, name, digest, context_length(dense.parent))
+        return cls(dense, name, digest, weights_sha256(opened.model), context_length(dense.parent))
 
     def to_dict(self) -> dict[str, str]:
         """For the result."""
-        return {"name": self.name, "sha256": self.sha256}
+        return {"name": self.name, "sha256": self.sha256, "weights_sha256": self.weights_sha256}
 
 
 @contextlib.contextmanager
@@ -69,5 +72,6 @@ def opened_model(model: str, scratch: Path, say: Callable[[str], None]) -> Itera
 
         with scratch_folder(scratch, "calibrate") as folder:
             dense = folder / "dense.onnx"
-            export_model(model, dense, progress=say)
+            # The user knows nothing of the file that is traced meanwhile.
+            export_model(model, dense, progress=lambda line: say(line.replace(f"Writing {dense}", "Writing its graph")))
             yield ModelFiles.of(dense, model)

@@ -15,6 +15,7 @@ from deltallm_onnx.cli.calibrate_options import (
 )
 from deltallm_onnx.cli.calibrate_progress import shown_progress
 from deltallm_onnx.cli.output import print_json
+from deltallm_onnx.cli.plan_hint import plan_hint
 from deltallm_onnx.runtime.side_files import context_length
 
 
@@ -60,6 +61,4 @@ def calibrate_command(
         print_json(found.to_dict())
         return
     print("\n".join(found.lines))
-    print(
-        f"wrote {out} ({found.seconds:.0f} s): use it by 'deltallm-onnx convert --plan {out}' or 'rewrite --plan {out}'"
-    )
+    print(f"wrote {out} ({found.seconds:.0f} s); {plan_hint(model, out)}")

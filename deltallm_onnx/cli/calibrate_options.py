@@ -33,11 +33,16 @@ class TextOptions:
     text_key: Annotated[str, typer.Option(metavar="KEY", help="Of the text in JSON lines.")] = "text"
     window_tokens: Annotated[
         int | None,
-        typer.Option(min=2, metavar="N", help="Tokens read at once [default: the model's context, at most 1024]."),
+        typer.Option(metavar="N", help="Tokens read at once [default: the model's context, at most 1024]."),
     ] = None
     text_windows: Annotated[
-        int | None, typer.Option(min=3, metavar="N", help="So many such readings of the text, at most.")
+        int | None, typer.Option(metavar="N", help="So many such readings of the text, at most.")
     ] = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("window-tokens", self.window_tokens, 2), ("text-windows", self.text_windows, 3)):
+            if value is not None and value < least:
+                raise DeltaLLMError(f"{name} is {value}: give a whole number of at least {least}.")
 
     @property
     def files(self) -> tuple[Path, ...]:

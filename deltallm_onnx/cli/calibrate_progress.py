@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from deltallm_onnx.calibration.bill import bill
 from deltallm_onnx.cli.output import print_note
 
 
@@ -25,12 +26,18 @@ class CalibrationProgress:
 
     def begin(self, reads: int, seconds: float) -> None:
         """Say what is to come, before it comes."""
-        print_note(f"at most {reads} readings of a window of text from here, up to {_duration(seconds)}")
+        print_note(bill(reads, seconds))
         self._bar.update(self._task, total=reads, completed=0)
 
     def step(self, what: str) -> None:
-        """Name the step."""
+        """Name the step; where there is no bar, by a line."""
+        if self._bar.disable:
+            print_note(what)
         self._bar.update(self._task, description=what)
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        print_note(text)
 
     def read(self, windows: int) -> None:
         """Move on."""
@@ -39,15 +46,9 @@ class CalibrationProgress:
 
 @contextlib.contextmanager
 def shown_progress() -> Iterator[CalibrationProgress]:
-    """A bar while the block runs; no bar where stderr is no terminal."""
+    """A bar while the block runs; a line per step where stderr is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, *times, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         yield CalibrationProgress(bar)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
-    return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -39,12 +39,14 @@ def run_conversion(
     Raises:
         DeltaLLMError: as `action` does.
     """
-    with status(f"{doing} {model} …") as show:
+    # A rewrite alone takes seconds; a log of a conversion shows for minutes where it is.
+    with status(f"{doing} {model} …", lines=doing == "Converting") as show:
         report = action(
             model,
             out,
             config,
             plan=None if options.calibrated is None else options.calibrated[1],
+            origin=options.origin,
             unfused=options.unfused,
             statistics=options.statistics,
             allow_partial=options.allow_partial,

@@ -50,6 +50,11 @@ def convert_command(
 ) -> None:
     """Trace a Hugging Face causal language model, rewrite its attention, and write an .onnx model."""
     weights = storage.resolve()
+    if Path(model).is_file() and Path(model).suffix == ".onnx":
+        raise DeltaLLMError(
+            f"{model} is an .onnx file, and convert takes the model directory it was made from: give that, or use "
+            f"'deltallm-onnx rewrite {model} {out}'."
+        )
     if dense:
         if budget is not None or calibrate is not None:
             raise DeltaLLMError("--dense leaves out delta attention: leave out --budget and --calibrate.")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from deltallm_onnx.attention_plan import AttentionPlan
-from deltallm_onnx.calibration.plan_file import load_plan
+from deltallm_onnx.calibration.plan_file import PlanOrigin, load_origin, load_plan
 from deltallm_onnx.cli.option_groups import takes
 from deltallm_onnx.cli.window import parse_window
 from deltallm_onnx.config import (
@@ -138,6 +138,11 @@ class DeltaOptions:
             DeltaLLMError: as `load_plan`.
         """
         return None if self.plan is None else load_plan(self.plan)
+
+    @property
+    def origin(self) -> PlanOrigin | None:
+        """The model that --plan was found for, where its file says so."""
+        return None if self.plan is None else load_origin(self.plan)
 
     def _refuse_beside_plan(self) -> None:
         """Refuse what a plan says itself."""

@@ -1,4 +1,4 @@
-"""--baseline of `eval`: a dense .onnx, or the model directory that it is traced from."""
+"""--baseline of `eval` and `report`: a dense .onnx, or the model directory that it is traced from."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def dense_baseline(given: Path | None) -> Iterator[Path | None]:
     from deltallm_onnx.calibration.source import opened_model  # noqa: PLC0415  # lazily: the passes take a while
 
     with contextlib.ExitStack() as stack:
-        with status(f"Opening {given} …") as show:  # away before another bar is shown
+        with status(f"Opening {given} …", lines=True) as show:  # away before another bar is shown
             model = stack.enter_context(opened_model(str(given), Path(tempfile.gettempdir()), show))
         yield model.dense

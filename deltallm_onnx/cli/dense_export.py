@@ -41,7 +41,7 @@ def export_dense(
     check_model_path(out)
     if Path(model).is_dir():
         refuse_another_model(Path(model), out)  # before minutes of tracing; what the hub names is not here yet
-    with status(f"Tracing {model} …") as show, staged(out) as folder:
+    with status(f"Tracing {model} …", lines=True) as show, staged(out) as folder:
         report = export_model(
             model,
             folder / out.name,

@@ -71,6 +71,7 @@ def eval_command(
     from deltallm_onnx.evaluation.request import (  # noqa: PLC0415  # numpy and ONNX Runtime
         EvaluationRequest,
         check_files,
+        refuse_itself,
         run_evaluation,
     )
     from deltallm_onnx.evaluation.result import finite  # noqa: PLC0415
@@ -97,6 +98,7 @@ def eval_command(
         check_files(request)
     evaluation = scores = None
     with dense_baseline(baseline) as beside:
+        refuse_itself(model, beside)
         # Tasks first, for their names and files can be wrong.
         if tasks.named:
             scores = tasks.evaluate(model, baseline=beside, mode=mode, tokenizer=tokenizer, seed=seed, threads=threads)

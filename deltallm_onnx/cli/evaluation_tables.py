@@ -32,9 +32,9 @@ def figures_table(evaluation: Evaluation) -> Table:
         *(
             (label, _bytes(getattr(cache, name)), "", _bytes(None if other is None else getattr(other, name)))
             for name, label in (
-                ("kv_bytes_per_token", "kv_bytes_per_token (and layer)"),
+                ("kv_bytes_per_token", "kv_bytes_per_token (B, one layer)"),
                 ("kv_bytes_allocated_per_token", "  allocated"),
-                ("kv_bytes_read", f"kv_bytes_read (to decode token {evaluation.window_tokens})"),
+                ("kv_bytes_read", f"kv_bytes_read (B, all layers, to decode token {evaluation.window_tokens})"),
             )
         ),
         ("decode tokens/s", _text(speeds[0]), "", _text(speeds[1])),

@@ -38,15 +38,19 @@ def print_table(table: Table, *, to_stderr: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def status(text: str) -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr while something takes long; silent where stderr is no terminal.
+def status(text: str, *, lines: bool = False) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr while something takes long.
+
+    Args:
+        text: beside the spinner.
+        lines: where stderr is no terminal, whether every later text is a line of it; otherwise nothing is shown there.
 
     Yields:
         A function that changes the text beside the spinner.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda _text: None
+        yield print_note if lines else lambda _text: None
         return
     with console.status(text) as spinner:
         yield spinner.update

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from deltallm_onnx.cli.dense_baseline import dense_baseline
 from deltallm_onnx.cli.output import print_note, status
 
 
@@ -18,7 +20,11 @@ def report_command(
         Path | None, typer.Option(metavar="FILE", help="Text to read: quality, sparsity, attention, caches.")
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(metavar="Y.onnx", help="The dense model, to say what held keys cost.")
+        Path | None,
+        typer.Option(
+            metavar="Y.onnx | DIR",
+            help="The dense model, to say what held keys cost, or the model directory it is traced from.",
+        ),
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="deltallm.json [default: the one beside the model].")
@@ -45,6 +51,9 @@ def report_command(
 ) -> None:
     """Show sparsity, quality, attention, runs, bytes and times on one page that loads nothing."""
     from deltallm_onnx.report import ReportRequest, write_report  # noqa: PLC0415  # lazily: needs the extra `report`
+    from deltallm_onnx.report.model_facts import inspect_rewritten  # noqa: PLC0415
+    from deltallm_onnx.report.page import HEADINGS  # noqa: PLC0415
+    from deltallm_onnx.report.write import check_paths  # noqa: PLC0415
 
     request = ReportRequest(
         model=model,
@@ -59,11 +68,17 @@ def report_command(
         maps=maps,
         threads=threads,
     )
-    with status("Opening the model") as say:
-        data, files = write_report(request, out, json_file=json_file, png_folder=png, progress=say)
+    # Before minutes of tracing.
+    check_paths(request, out, json_file, png)
+    inspect_rewritten(model)
+    with dense_baseline(baseline) as beside:
+        if beside != baseline:
+            request = dataclasses.replace(request, baseline=beside, baseline_name=str(baseline))
+        with status("Opening the model") as say:
+            data, files = write_report(request, out, json_file=json_file, png_folder=png, progress=say)
     for path in files[: 1 if json_file is None else 2]:
         print(path)
     if png is not None:
         print_note(f"{len(files) - (1 if json_file is None else 2)} pictures in {png}")
     for name, sentence in data["left_out"].items():
-        print_note(f"left out: {name.replace('_', ' ')}. {sentence}")
+        print_note(f"left out: {HEADINGS[name]}. {sentence}")

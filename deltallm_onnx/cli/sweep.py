@@ -16,8 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from deltallm_onnx.cli.calibrate_options import TextOptions, takes_text_options
 from deltallm_onnx.cli.interrupt import Interrupted
 from deltallm_onnx.cli.output import print_json, print_note, print_table
+from deltallm_onnx.cli.plan_hint import plan_hint
 from deltallm_onnx.cli.sweep_options import SpaceOptions, takes_space_options
-from deltallm_onnx.cli.sweep_tables import front_table, summary, trial_line
+from deltallm_onnx.cli.sweep_tables import cut_off_lines, front_table, summary, trial_line
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.runtime.side_files import context_length
 
@@ -42,7 +43,7 @@ def sweep_command(
         typer.Option(metavar="URL", envvar=STORAGE_VARIABLE, show_envvar=True, help="The database it lies in."),
     ] = "sqlite:///sweep.db",
     trials: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Stop when the study has so many finished ones, of all processes.")
+        int, typer.Option(metavar="N", help="Stop when the study has so many finished ones, of all processes.")
     ] = 100,
     timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Begin no further trial after so long.")
@@ -56,18 +57,16 @@ def sweep_command(
         "deltallm.json"
     ),
     sampler: Annotated[str, typer.Option(metavar="tpe | nsga2 | random", help="What proposes candidates.")] = "tpe",
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Of the run that makes the study; others draw their own.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the run that makes the study; others draw their own.")] = 0,
     effort: Annotated[
         str, typer.Option(metavar="full | short", help="How finely single heads are measured.")
     ] = "short",
     grace: Annotated[
-        int, typer.Option(min=2, metavar="SECONDS", help="A running trial that is silent for so long is tried again.")
+        int, typer.Option(metavar="SECONDS", help="A running trial that is silent for so long is tried again.")
     ] = 60,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Threads within an operator [default: ONNX Runtime's choice]."),
+        typer.Option(metavar="N", help="Threads within an operator [default: ONNX Runtime's choice]."),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the study as one JSON object.")] = False,
     corpus: TextOptions,
@@ -86,7 +85,7 @@ def sweep_command(
         if path is not None:
             check_writable(path)
     objectives = find_objectives(searched.objective or (), time=searched.time)
-    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    context = context_length(Path(model) if Path(model).is_dir() else Path(model).parent)
     request = SweepRequest(
         model=model,
         corpus=Corpus(corpus.files, corpus.text_key, corpus.window_tokens, corpus.text_windows),
@@ -96,11 +95,12 @@ def sweep_command(
             objectives,
             granularities=searched.granularity or (),
             rules=searched.rule or (),
-            windows=searched.windows(context_length(folder)),
+            windows=searched.windows(context),
             sinks=searched.all_sinks(),
             v_skips=searched.v_skips(),
             cache_formats=searched.cache_format or (),
             max_kl=searched.max_kl,
+            text_tokens=_text_tokens(corpus.window_tokens, context),
         ),
         storage=storage,
         trials=trials,
@@ -128,14 +128,21 @@ def sweep_command(
         print_json(found.to_dict() if chosen is None else {**found.to_dict(), "best": chosen.summary()})
         return
     print_table(front_table(found))
-    print(summary(found))
+    print("\n".join([summary(found), *cut_off_lines(found)]))
     if chosen is not None:
         print("\n".join(chosen.lines))
-        print(
-            f"wrote {plan_out} of trial {chosen.settings['trial']}: use it by 'deltallm-onnx convert --plan {plan_out}'"
-        )
+        print(f"wrote {plan_out} of trial {chosen.settings['trial']}; {plan_hint(model, plan_out)}")
     if out is not None:
         print(f"wrote {out}")
+
+
+def _text_tokens(asked: int | None, context: int | None) -> int | None:
+    """Of one window of text; None where only the opened model says it."""
+    from deltallm_onnx.calibration.text import LONGEST_WINDOW  # noqa: PLC0415
+
+    if asked is not None:
+        return asked
+    return None if context is None else min(LONGEST_WINDOW, context)
 
 
 class _SweepProgress:
@@ -149,16 +156,23 @@ class _SweepProgress:
         """Name the step."""
         self._bar.update(self._task, description=what)
 
+    def note(self, sentence: str) -> None:
+        """One line."""
+        self._print(sentence)
+
     def trials(self, done: int, wanted: int) -> None:
         """Move on."""
         self._bar.update(self._task, completed=done, total=wanted)
 
     def trial(self, found: TrialResult) -> None:
         """One line."""
+        self._print(trial_line(found))
+
+    def _print(self, line: str) -> None:
         if self._bar.disable:
-            print_note(trial_line(found))
+            print_note(line)
         else:
-            self._bar.console.print(trial_line(found), highlight=False)
+            self._bar.console.print(line, highlight=False)
 
 
 @contextlib.contextmanager

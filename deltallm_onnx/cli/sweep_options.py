@@ -27,7 +27,7 @@ class SpaceOptions:
     ] = None
     time: Annotated[bool, typer.Option("--time", help="Measure decode time too, as one more objective.")] = False
     past: Annotated[
-        int | None, typer.Option(min=1, metavar="TOKENS", help="In the cache of timed steps [default: 1024 or less].")
+        int | None, typer.Option(metavar="TOKENS", help="In the cache of timed steps [default: 1024 or less].")
     ] = None
     max_kl: Annotated[
         float | None, typer.Option(metavar="X", help="Trials with a larger kl are of no use, and their kind avoided.")

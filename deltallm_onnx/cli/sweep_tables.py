@@ -22,6 +22,14 @@ _HEADINGS = {
     "decode_time": "decode time",
     "seconds": "wall (s)",
 }
+#: What became of the trial that tries again what another one did not finish, by its state.
+_AGAIN = {
+    "complete": " and was measured again as trial {}",
+    "running": " and is being measured again as trial {}",
+    "waiting": " and waits to be measured again as trial {}",
+    "fail": ", and so was trial {} that measured it again",
+    "pruned": ", and so was trial {} that measured it again",
+}
 #: Rows of a front that fit on a screen or two.
 MOST_ROWS = 40
 
@@ -50,6 +58,16 @@ def summary(result: SweepResult) -> str:
     return f"study {result.study} in {result.storage}: {counts or 'no trials'}; {front}"
 
 
+def cut_off_lines(result: SweepResult) -> list[str]:
+    """What became of every trial without a result."""
+    return [
+        f"trial {number} ended without a result"
+        if again is None
+        else f"trial {number} was cut off{_AGAIN[again[1]].format(again[0])}"
+        for number, again in result.cut_off.items()
+    ]
+
+
 def trial_line(trial: TrialResult) -> str:
     """One finished trial."""
     numbers = ("kl", "kv_bytes_per_token", "delta_sparsity", "decode_time", "seconds")
@@ -62,9 +80,9 @@ def _text(trial: TrialResult, name: str) -> str:
     if value is None:
         return "–"
     if name == "perplexity_increase":
-        return f"{value:+.2%}"
+        return f"{round(value, 4) + 0.0:+.2%}"  # no −0
     if name == "kv_bytes_per_token":
         return f"{value:.1f}"
     if name == "decode_time":
         return f"{value:.2f}×"
-    return f"{value:.4f}" if name == "kl" else f"{value:.3f}"
+    return f"{round(value, 4) + 0.0:.4f}" if name == "kl" else f"{value:.3f}"

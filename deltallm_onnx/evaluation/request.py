@@ -62,19 +62,33 @@ def check_files(request: EvaluationRequest) -> None:
     """Refuse what can be told to be missing before anything is opened.
 
     Raises:
-        DeltaLLMError: for a negative seed, and for a model, baseline, text or tokenizer that is not there.
+        DeltaLLMError: for a negative seed, for a model, baseline, text or tokenizer that is not there, and for a
+            baseline that is the model itself.
     """
     if request.seed < 0:
         raise DeltaLLMError(f"seed is {request.seed}: give a whole number of at least 0.")
     for path in (request.model, request.baseline):
+        if path is not None and path.is_dir():
+            raise DeltaLLMError(f"{path} is a directory: name the .onnx file in it.")
         if path is not None and not path.is_file():
             raise DeltaLLMError(f"There is no file {path}: give the path of an .onnx model.")
+    refuse_itself(request.model, request.baseline)
     if not (request.folder / "tokenizer.json").is_file():
         raise DeltaLLMError(
             f"There is no {request.folder / 'tokenizer.json'}: name the tokenizer's folder with --tokenizer DIR."
         )
     if not request.text.exists():
         raise DeltaLLMError(f"Cannot read the text {request.text} (No such file or directory): name a text file.")
+
+
+def refuse_itself(model: Path, baseline: Path | None) -> None:
+    """Refuse to compare a model with itself.
+
+    Raises:
+        DeltaLLMError: where both are one file.
+    """
+    if baseline is not None and baseline.is_file() and model.is_file() and baseline.samefile(model):
+        raise DeltaLLMError(f"The baseline {baseline} is the model itself: give its dense form, or leave it out.")
 
 
 def run_evaluation(request: EvaluationRequest, *, progress: Progress) -> Evaluation:

@@ -29,7 +29,7 @@ def check_writable(out_path: Path) -> None:
             writable.
     """
     if out_path.is_dir():
-        raise DeltaLLMError(f"{out_path} is a directory: give the name of the .onnx file to write.")
+        raise DeltaLLMError(f"{out_path} is a directory: give the name of the file to write.")
     if out_path.exists() and not out_path.is_file():
         raise DeltaLLMError(f"{out_path} is no ordinary file, and would be replaced by one: give another output path.")
     if not out_path.parent.is_dir():

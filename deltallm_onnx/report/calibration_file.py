@@ -9,6 +9,7 @@ from typing import Any
 
 from deltallm_onnx.attention_plan import AttentionPlan
 from deltallm_onnx.calibration.plan_file import read_calibration
+from deltallm_onnx.model_folder import calibration_path
 from deltallm_onnx.report.json_files import number, section
 from deltallm_onnx.report.request import ReportRequest
 
@@ -63,13 +64,15 @@ def find_calibration(request: ReportRequest, metadata: Mapping[str, Any]) -> Cal
         DeltaLLMError: for a file that is no calibration.
     """
     nothing = "It needs a calibration: give --calibration deltallm.json, or write one with 'deltallm-onnx calibrate'."
-    path = request.calibration or request.model.parent / USUAL_NAME
+    # A conversion names its calibration after the model, `calibrate` does not.
+    own_name = calibration_path(request.model)
+    path = request.calibration or (own_name if own_name.is_file() else own_name.with_name(USUAL_NAME))
     if request.calibration is None and not path.is_file():
         return CalibrationFile(None, {}, own=False, left_out=nothing)
     data = read_calibration(path)
     own = AttentionPlan.from_dict(data, str(path)).sha256 == section(metadata, "deltallm.plan").get("sha256")
     if request.calibration is None and not own:
-        other = f"The model was not written with the thresholds of the {USUAL_NAME} beside it. {nothing}"
+        other = f"The model was not written with the thresholds of the {path.name} beside it. {nothing}"
         return CalibrationFile(None, {}, own=False, left_out=other)
     return CalibrationFile(path, data, own, nothing)
 

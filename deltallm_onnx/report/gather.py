@@ -72,10 +72,6 @@ def gather(request: ReportRequest, *, progress: Progress = _silent) -> dict[str,
     parts["speeds"] = [read_record(path) for path in request.records] or None
     text = read_sample(request, exact_tokens(sites)) if request.text is not None else None
     if text is None:
-        if request.baseline is not None:
-            raise DeltaLLMError(
-                f"{request.baseline} is given without a text for both models to read: give --text FILE."
-            )
         left_out |= dict.fromkeys(("quality", "sparsity", "attention", "runs", "cache"), _NO_TEXT)
     else:
         read, unread = _read(request, sites, text, progress)
@@ -87,7 +83,7 @@ def gather(request: ReportRequest, *, progress: Progress = _silent) -> dict[str,
         "deltallm_onnx": deltallm_onnx.__version__,
         "environment": environment(),
         "model": model_section(request.model, inspection, sites),
-        "baseline": None if request.baseline is None else {"file": request.baseline.name},
+        "baseline": None if request.baseline is None else {"file": request.baseline_name or request.baseline.name},
         "text": None if text is None else text.facts,
         **parts,
         "left_out": {name: left_out[name] for name in PARTS if parts[name] is None},

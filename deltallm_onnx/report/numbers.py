@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from deltallm_onnx.byte_text import byte_text
+
 _VISIBLE = {" ": "␣", "\n": "⏎", "\r": "⏎", "\t": "⇥"}
 #: Between a number and its unit.
 _GAP = "\u00a0"
@@ -45,15 +47,6 @@ def cell(data: Mapping[str, Any], path: str, form: str) -> Cell:
     return Cell(path, value, "–" if value is None else FORMS[form](value))
 
 
-def byte_text(count: float) -> str:
-    """Such as "1.08 MiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{_digits(count)}{_GAP}{unit}"
-        count /= 1024
-    return f"{_digits(count)}{_GAP}GiB"
-
-
 def token_text(token: str) -> str:
     """A token with its blanks and line ends visible."""
     shown = "".join(_VISIBLE.get(character, character) for character in token)
@@ -76,7 +69,8 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "share": lambda value: f"{100 * value:.1f}{_GAP}%",
     "fine share": lambda value: f"{100 * value:.3g}{_GAP}%",
     "change": lambda value: f"{100 * value:+.2f}{_GAP}%".replace("-", "−"),
-    "bytes": byte_text,
+    "bytes": lambda value: byte_text(value).replace(" ", _GAP),
+    "plain bytes": lambda value: f"{value:,.1f}".removesuffix(".0").replace(",", "\u202f") + f"{_GAP}B",
     "seconds": lambda value: f"{_digits(value)}{_GAP}s",
     "milliseconds": lambda value: f"{_digits(value)}{_GAP}ms",
     "speed": lambda value: f"{_digits(value)}{_GAP}tokens/s",

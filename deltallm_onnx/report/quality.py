@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +12,8 @@ import numpy.typing as npt
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.evaluation import Predictions
 from deltallm_onnx.evaluation.confidence import divergence_interval, scaled_interval
+from deltallm_onnx.evaluation.quality import bucket_edges
 from deltallm_onnx.report.reading import Reading
-
-#: End of the first bucket of positions; every further one ends at twice the end of the one before.
-_FIRST_BUCKET = 32
 
 
 def quality_section(
@@ -60,19 +57,10 @@ def quality_section(
         section["baseline_seconds"] = baseline.seconds
         section["baseline_tokens_per_second"] = len(predictions) * window_tokens / baseline.seconds
     section["by_position"] = [
-        {"from": first, "to": last, **_scores(columns, slice(first - 1, last))}
-        for first, last in _buckets(window_tokens - 1)
+        {"from": begin, "to": end - 1, **_scores(columns, slice(begin - 1, end - 1))}
+        for begin, end in bucket_edges(1, window_tokens)
     ]
     return section
-
-
-def _buckets(predictions: int) -> list[tuple[int, int]]:
-    """First and last position of each bucket, counted in tokens before the predicted one, from 1 on."""
-    edges = [0, _FIRST_BUCKET]
-    while edges[-1] < predictions:
-        edges.append(2 * edges[-1])
-    edges[-1] = predictions
-    return [(first + 1, last) for first, last in itertools.pairwise(edges)]
 
 
 def _scores(columns: dict[str, npt.NDArray[np.float64]], positions: slice) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class ReportRequest:
 
     Attributes:
         model: a rewritten .onnx file.
-        baseline: the dense .onnx file it was made from.
+        baseline: the dense .onnx file it was made from; needs a text.
+        baseline_name: what the report calls it; None: by its file's name.
         text: a text file in the model's language.
         calibration: deltallm.json; None takes the one beside the model, if there is one.
         studies: JSON files of sweeps.
@@ -31,11 +32,12 @@ class ReportRequest:
         threads: within an operator; None leaves the choice to ONNX Runtime.
 
     Raises:
-        DeltaLLMError: for a number outside its range.
+        DeltaLLMError: for a number outside its range, and for a baseline without a text.
     """
 
     model: Path
     baseline: Path | None = None
+    baseline_name: str | None = None
     text: Path | None = None
     calibration: Path | None = None
     studies: tuple[Path, ...] = ()
@@ -47,6 +49,11 @@ class ReportRequest:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        if self.baseline is not None and self.text is None:
+            raise DeltaLLMError(
+                f"{self.baseline_name or self.baseline} is given without a text for both models to read: give --text "
+                "FILE."
+            )
         limits = {"windows": (1, 4096), "sample_tokens": (2, LONGEST_SAMPLE), "maps": (0, 64)}
         for name, (least, most) in limits.items():
             value = getattr(self, name)

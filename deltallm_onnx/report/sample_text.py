@@ -51,11 +51,12 @@ def read_sample(request: ReportRequest, exact_tokens: int) -> SampleText:
     available = len(begin) + len(ids)
     context = context_length(request.model.parent)
     length = _window_length(request, available, context)
-    shorter, what = min((available, "a longer text"), (length, "longer windows"))
-    if shorter <= exact_tokens + 1:
+    if min(available, length) <= exact_tokens + 1:
+        found, what = f"has {len(ids)} tokens", "a longer text"
+        if length < available:
+            found, what = f"is read in windows of {length} tokens", "longer windows"
         raise DeltaLLMError(
-            f"{path} gives windows of {shorter} tokens, and the model keeps {exact_tokens} tokens exact (sinks and "
-            f"window): give {what}."
+            f"The text {path} {found}, and the model keeps {exact_tokens} tokens exact (sinks and window): give {what}."
         )
     count = min(request.windows, len(ids) // (length - len(begin)))
     windows = text_windows(ids, length, max(count, 1), begin=begin)

@@ -86,7 +86,7 @@ def _sparsity(data: Data) -> list[Table]:
         "delta_sparsity": "share",
         "qk_mac_sparsity": "share",
         "attn_mac_sparsity": "share",
-        "kv_bytes_per_token": "bytes",
+        "kv_bytes_per_token": "plain bytes",
         "kv_bytes_read": "bytes",
     }
     total: list[list[Cell | str]] = [[name, cell(data, f"sparsity.total.{name}", form)] for name, form in forms.items()]
@@ -156,7 +156,7 @@ def _cache(data: Data) -> list[Table]:
         ("tokens", "tokens", "count"),
         ("in_use", "in use", "bytes"),
         ("allocated", "allocated", "bytes"),
-        ("kv_bytes_per_token", "kv_bytes_per_token", "bytes"),
+        ("kv_bytes_per_token", "kv_bytes_per_token", "plain bytes"),
         ("times_below_float32", "below float32", "times"),
     ]
     return [_list(data, "cache.points", data["cache"]["points"], columns, "All layers, keys and values")]
@@ -165,7 +165,7 @@ def _cache(data: Data) -> list[Table]:
 def _trade_off(data: Data) -> list[Table]:
     saving = data["trade_off"]["saving"]
     forms = {
-        "kv_bytes_per_token": "bytes",
+        "kv_bytes_per_token": "plain bytes",
         "kv_bytes_read": "bytes",
         "delta_sparsity": "share",
         "qk_mac_sparsity": "share",
@@ -237,7 +237,7 @@ def _calibration(data: Data) -> list[Table]:
         "delta_sparsity": "share",
         "qk_mac_sparsity": "share",
         "attn_mac_sparsity": "share",
-        "kv_bytes_per_token": "bytes",
+        "kv_bytes_per_token": "plain bytes",
         "kv_bytes_read": "bytes",
         "seconds": "seconds",
     }
@@ -259,8 +259,9 @@ def _layers(data: Data) -> Table:
         settings = layer["settings"]
         knobs = [
             cell(data, f"{path}.settings.{name}", "text") if name in settings else "–"
-            for name in ("granularity", "row_rule", "delta_window", "sinks", "v_skip", "prefill", "cache_format")
+            for name in ("granularity", "delta_window", "sinks", "v_skip", "prefill", "cache_format")
         ]
+        knobs.insert(1, cell(data, f"{path}.row_rule", "text"))
         heads = [cell(data, f"{path}.{name}", "text") for name in ("layer", "query_heads", "kv_heads", "head_size")]
         rows.append([*heads, *ends, *knobs])
     header = ["layer", "query heads", "KV heads", "head size", "θ from", "θ to", "granularity", "row rule", "window"]

@@ -104,9 +104,19 @@ def _point(entry: Mapping[str, Any]) -> dict[str, Any] | None:
     if "kl" not in point or not any(name in point for name in SAVINGS):
         return None
     label = next(
-        (found for key in ("label", "family", "method", "name") if (found := text(entry, key)) is not None), None
+        (found for key in ("label", "family", "method", "name") if (found := text(entry, key)) is not None),
+        _knobs(entry),
     )
     return point if label is None else {"label": label, **point}
+
+
+def _knobs(entry: Mapping[str, Any]) -> str | None:
+    """What a calibration changed from one measurement to the next."""
+    window, predicted, factor = (number(entry, name) for name in ("window", "knob", "factor"))
+    if window is None or predicted is None:
+        return None
+    scaled = "" if factor is None or factor == 1 else f", scales × {factor:.3g}"
+    return f"window {window:g}, predicted kl {predicted:.3g}{scaled}"
 
 
 def _nested(entry: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]]:

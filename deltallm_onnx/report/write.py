@@ -46,7 +46,7 @@ def write_report(
         DeltaLLMError: as `gather`; for a path that cannot be written; and without matplotlib or jinja2. Nothing is
             written then.
     """
-    _check_paths(request, out, json_file, png_folder)
+    check_paths(request, out, json_file, png_folder)
     data = gather(request, progress=progress)
     progress("Drawing")
     pictures = draw(data)
@@ -72,8 +72,12 @@ def _json_text(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _check_paths(request: ReportRequest, out: Path, json_file: Path | None, png_folder: Path | None) -> None:
-    """Refuse what cannot be written before minutes of measuring."""
+def check_paths(request: ReportRequest, out: Path, json_file: Path | None, png_folder: Path | None) -> None:
+    """Refuse what cannot be written before minutes of measuring; the arguments are those of `write_report`.
+
+    Raises:
+        DeltaLLMError: naming the path.
+    """
     read = {path.resolve() for path in (request.model, request.baseline, request.text, request.calibration) if path}
     read |= {path.resolve() for path in (*request.studies, *request.records)}
     for path in (out, json_file):

@@ -24,6 +24,7 @@ from deltallm_onnx.sweep.measuring import TrialObjective
 from deltallm_onnx.sweep.plans import Plans, study_curves
 from deltallm_onnx.sweep.request import TEXT_WINDOWS, SweepRequest
 from deltallm_onnx.sweep.result import SweepResult, TrialResult
+from deltallm_onnx.sweep.space import holds_keys
 from deltallm_onnx.sweep.storage import Storage
 from deltallm_onnx.sweep.study import finished, join, make_or_join, quiet_optuna, sampler, work
 from deltallm_onnx.sweep.timing import DecodeTimer, past_tokens
@@ -37,6 +38,9 @@ class Progress(Protocol):
     def step(self, what: str) -> None:
         """A new step begins."""
 
+    def note(self, sentence: str) -> None:
+        """Something that a user waits for, and is told once."""
+
     def trials(self, done: int, wanted: int) -> None:
         """So many trials of the study are finished."""
 
@@ -48,6 +52,9 @@ class Silent:
     """Progress that nobody wants to see."""
 
     def step(self, what: str) -> None:
+        """See `Progress`."""
+
+    def note(self, sentence: str) -> None:
         """See `Progress`."""
 
     def trials(self, done: int, wanted: int) -> None:
@@ -171,6 +178,7 @@ class _Running:
         with contextlib.ExitStack() as stack:
 
             def meter() -> ModelMeter:
+                show.note("before the first trial: measuring what single heads cost, once per study")
                 opened = stack.enter_context(self._meter("sensitivity"))
                 show.step("what single heads cost")
                 return opened
@@ -214,12 +222,11 @@ def _text(request: SweepRequest, files: ModelFiles) -> TextParts:
         context=files.context,
         windows=corpus.windows or TEXT_WINDOWS,
     )
-    exact, tokens = max(request.space.windows) + max(request.space.sinks), parts.search.shape[1]
-    if tokens <= exact + 1:
+    window, sinks, tokens = max(request.space.windows), max(request.space.sinks), parts.search.shape[1]
+    if not holds_keys(window, sinks, tokens):
         raise DeltaLLMError(
-            f"The text is read in windows of {tokens} tokens, and a window of {max(request.space.windows)} with "
-            f"{max(request.space.sinks)} sinks keeps {exact} of them exact, so no key would ever be held: give a "
-            "smaller --window."
+            f"The text is read in windows of {tokens} tokens, and a window of {window} with {sinks} sinks keeps "
+            f"{window + sinks} of them exact, so no key would ever be held: give a smaller --window."
         )
     return parts
 

@@ -66,6 +66,10 @@ class SweepRequest:
         find_effort(self.effort)
         if not self.study.strip():
             raise DeltaLLMError("The study has no name: give one with --study.")
+        for name, least in (("trials", 0), ("seed", 0), ("past", 1), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DeltaLLMError(f"{name} is {value}: give a whole number of at least {least}.")
         if self.max_kl is not None and not 0 < self.max_kl < float("inf"):
             raise DeltaLLMError(f"max_kl is {self.max_kl:g}: give a number above 0, in nats per token.")
         if self.timeout is not None and not self.timeout > 0:
@@ -109,6 +113,7 @@ def space_for(
     v_skips: Sequence[float] = (),
     cache_formats: Sequence[str] = (),
     max_kl: float | None = None,
+    text_tokens: int | None = None,
 ) -> spaces.Space:
     """The space behind options of the command line: what no objective rewards is not searched unless it is named.
 
@@ -116,11 +121,12 @@ def space_for(
         objectives: of the study.
         granularities: to try; empty tries rows, and single channels too where an objective rewards them.
         rules: names; empty takes the one that won on the models tried.
-        windows: tokens; empty takes `space.WINDOWS`.
+        windows: tokens; empty takes those of `space.WINDOWS` that leave keys to hold in windows of text.
         sinks: tokens; empty takes `space.SINKS`.
         v_skips: ε; empty takes `space.V_SKIPS` where an objective rewards it.
         cache_formats: empty takes all.
         max_kl: see `SweepRequest`; the curves' predictions end there.
+        text_tokens: of one window of text, if known.
 
     Raises:
         DeltaLLMError: for a value that is unknown or out of range.
@@ -129,14 +135,23 @@ def space_for(
         if name not in get_args(CacheFormat):
             raise DeltaLLMError(f"cache_format is {name!r}: choose one of {', '.join(get_args(CacheFormat))}.")
     own_granularities = granularities or (("row", "element") if rewards_elements(objectives) else ("row",))
+    own_sinks = sinks or spaces.SINKS
     return spaces.Space(
         rules=spaces.rules_of(own_granularities, rules or spaces.RULE_NAMES),
-        windows=tuple(dict.fromkeys(windows or spaces.WINDOWS)),
-        sinks=tuple(dict.fromkeys(sinks or spaces.SINKS)),
+        windows=tuple(dict.fromkeys(windows or _usual_windows(text_tokens, max(own_sinks)))),
+        sinks=tuple(dict.fromkeys(own_sinks)),
         v_skips=tuple(dict.fromkeys(v_skips or (spaces.V_SKIPS if rewards_v_skip(objectives) else (0.0,)))),
         cache_formats=tuple(known for known in spaces.CACHE_FORMATS if not cache_formats or known in cache_formats),
         largest_kl=spaces.LARGEST_KL if max_kl is None else max_kl,
     )
+
+
+def _usual_windows(text_tokens: int | None, sinks: int) -> tuple[int, ...]:
+    """Those of `space.WINDOWS` that a window of text is longer than, sinks included; at least the shortest one."""
+    if text_tokens is None:
+        return spaces.WINDOWS
+    fitting = tuple(window for window in spaces.WINDOWS if spaces.holds_keys(window, sinks, text_tokens))
+    return fitting or spaces.WINDOWS[:1]
 
 
 __all__ = ["DEFAULT_GRACE", "DEFAULT_STORAGE", "DEFAULT_TRIALS", "SweepRequest", "find_objectives", "space_for"]

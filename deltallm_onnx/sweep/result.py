@@ -18,7 +18,7 @@ from deltallm_onnx.export.output import staged
 from deltallm_onnx.sweep.measuring import ALLOCATION, CANDIDATE, MACHINE, NUMBERS
 from deltallm_onnx.sweep.objectives import QUALITY, Objective
 from deltallm_onnx.sweep.space import Candidate
-from deltallm_onnx.sweep.study import IDENTITY, finished
+from deltallm_onnx.sweep.study import IDENTITY, cut_off, finished
 
 FORMAT, VERSION = "deltallm-sweep", 1
 #: Numbers that every trial has.
@@ -88,6 +88,7 @@ class SweepResult:
         trials: finished ones, in order of their numbers.
         front: numbers of those that no other one beats in all objectives, best quality first.
         counts: trials by state.
+        cut_off: trials that ended without a result → number and state of the one that tries the same again, or None.
     """
 
     study: str
@@ -97,6 +98,7 @@ class SweepResult:
     trials: tuple[TrialResult, ...]
     front: tuple[int, ...]
     counts: Mapping[str, int]
+    cut_off: Mapping[int, tuple[int, str] | None]
 
     @classmethod
     def of(cls, study: optuna.Study, storage: str, objectives: Sequence[Objective]) -> SweepResult:
@@ -119,6 +121,10 @@ class SweepResult:
             trials=trials,
             front=tuple(best),
             counts={state.name.lower(): states.get(state, 0) for state in TrialState if state.name != "PRUNED"},
+            cut_off={
+                number: None if again is None else (again.number, again.state.name.lower())
+                for number, again in cut_off(study).items()
+            },
         )
 
     @property
@@ -159,6 +165,10 @@ class SweepResult:
             "objectives": {objective.name: objective.direction for objective in self.objectives},
             "identity": dict(self.identity),
             "counts": dict(self.counts),
+            "cut_off": [
+                {"trial": number, "again": None if again is None else again[0]}
+                for number, again in self.cut_off.items()
+            ],
             "front": list(self.front),
             "trials": [{**trial.to_dict(), "on_front": trial.number in self.front} for trial in self.trials],
         }

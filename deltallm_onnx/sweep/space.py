@@ -66,7 +66,7 @@ class Candidate:
     @property
     def label(self) -> str:
         """In words, for tables and pictures."""
-        held = self.rule if self.spend > 0 else "nothing held"
+        held = f"{self.rule}, spend {self.spend:.3g}" if self.spend > 0 else "nothing held"
         skipped = f", v_skip {self.v_skip:g}" if self.v_skip else ""
         return f"{held}, {self.cache_format}, window {self.window}, sinks {self.sinks}{skipped}"
 
@@ -187,6 +187,11 @@ def rules_of(granularities: Sequence[str], names: Sequence[str]) -> tuple[str, .
         for name in dict.fromkeys(names)
         if any(rule.granularity == granularity and rule.name == name for rule in own)
     )
+
+
+def holds_keys(window: int, sinks: int, tokens: int) -> bool:
+    """Whether a text of so many tokens has keys behind its sinks and its exact window that a later token reads."""
+    return tokens > window + sinks + 1
 
 
 def _nearest(choices: Sequence[int], wanted: int) -> int:

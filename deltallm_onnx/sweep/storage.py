@@ -21,8 +21,10 @@ MOST_RETRIES = 3
 _BEATS = 4
 #: Seconds to wait for a server to answer, and for another process to let go of an SQLite file.
 _CONNECT_SECONDS, _LOCK_SECONDS = 10, 60
-#: Driver of a URL that names none, and the package that brings it.
-_DRIVERS = {"postgresql": ("psycopg", "psycopg[binary]"), "postgres": ("psycopg", "psycopg[binary]")}
+#: URLs of PostgreSQL that name no driver, and the one they get.
+_POSTGRESQL, _POSTGRESQL_DRIVER = ("postgresql", "postgres"), "postgresql+psycopg"
+#: Module of a driver → the package that brings it, where it is not called so itself.
+_PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 #: Tables of a new database are there after so many tries at the latest, seconds apart.
 _MAKING_TRIES, _MAKING_SECONDS = 5, 1.0
 _LONGEST_REASON = 300
@@ -62,8 +64,8 @@ class Storage:
                 "The storage is no URL of a database: give one such as sqlite:///sweep.db or "
                 "postgresql://user@host/database."
             ) from None
-        if parsed.drivername in _DRIVERS:
-            parsed = parsed.set(drivername=f"postgresql+{_DRIVERS[parsed.drivername][0]}")
+        if parsed.drivername in _POSTGRESQL:
+            parsed = parsed.set(drivername=_POSTGRESQL_DRIVER)
         self._url = parsed
         # Options behind the question mark may hold a password too.
         self.shown = parsed.set(query={}).render_as_string(hide_password=True)
@@ -100,7 +102,7 @@ class Storage:
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MOST_RETRIES),
             )
         except ImportError as error:
-            raise DeltaLLMError(self._missing_driver) from error
+            raise DeltaLLMError(self._missing_driver(error)) from error
         except RuntimeError as error:  # Optuna's word for tables of another version
             raise DeltaLLMError(
                 f"The storage {self.shown} was made by another version of Optuna than {optuna.__version__}: use that "
@@ -122,9 +124,14 @@ class Storage:
             error = _database_error(raised)
             if error is None:
                 raise
+            what_to_do = (
+                "see that the file is an SQLite database, whole, writable and on a disk with room, or give another "
+                "--storage."
+                if self._is_sqlite
+                else "see that it is there, and that its URL, user and password are right; finished trials are safe."
+            )
             raise DeltaLLMError(
-                f"The storage {self.shown} cannot be used ({self._reason(error)}): see that it is there, and that its "
-                "URL, user and password are right; finished trials are safe."
+                f"The storage {self.shown} cannot be used ({self._reason(error)}): {what_to_do}"
             ) from None
 
     @property
@@ -140,12 +147,11 @@ class Storage:
         # A connection that the server closed in a long trial is opened again.
         return {"connect_args": connect, "pool_pre_ping": True}
 
-    @property
-    def _missing_driver(self) -> str:
-        backend = self._url.get_backend_name()
-        package = _DRIVERS.get(backend, ("", ""))[1]
-        how = f"pip install '{package}'" if package else f"install a driver for {backend}, and name it in the URL"
-        return f"The storage {self.shown} needs a driver that is not installed: {how}."
+    def _missing_driver(self, error: ImportError) -> str:
+        module = error.name or self._url.get_driver_name()
+        package = _PACKAGES.get(module)
+        how = f"pip install '{package}'" if package else "install the package that brings it"
+        return f"The storage {self.shown} needs the module {module}, which is not installed: {how}."
 
     def _reason(self, error: BaseException) -> str:
         """The driver's words on one line, without the password."""

@@ -21,6 +21,11 @@ IDENTITY = "deltallm"
 #: How long the maker of a study may take to say what it measures before another process does, in seconds.
 _MAKING_SECONDS, _POLL_SECONDS = 20.0, 0.2
 
+#: Of a digest in a sentence.
+_DIGITS = 12
+#: A trial's attribute: the number of the interrupted one that it measures again.
+AGAIN = "deltallm again"
+
 SAMPLERS = ("tpe", "nsga2", "random")
 
 
@@ -98,12 +103,14 @@ def _refuse_other(name: str, found: Any, wanted: Mapping[str, Any]) -> None:
     for key in dict.fromkeys([*wanted, *found]):
         if found.get(key) != wanted.get(key):
             raise DeltaLLMError(
-                f"The study {name!r} was made with {key} {_brief(found.get(key))}, and this run has "
-                f"{_brief(wanted.get(key))}: use the same, or give another --study."
+                f"The study {name!r} was made with {key} {_brief(key, found.get(key))}, and this run has "
+                f"{_brief(key, wanted.get(key))}: use the same, or give another --study."
             )
 
 
-def _brief(value: Any) -> str:
+def _brief(key: str, value: Any) -> str:
+    if key.endswith("sha256") and isinstance(value, str):
+        return value[:_DIGITS]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) < 100 else f"{text[:97]}…"
 
@@ -134,6 +141,24 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
     """Its finished trials, in order of their numbers."""
     found: list[FrozenTrial] = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return found
+
+
+def cut_off(study: optuna.Study) -> dict[int, FrozenTrial | None]:
+    """Trials that ended without a result, by number, each with the last one that tries the same again, if any."""
+    trials: list[FrozenTrial] = study.get_trials(deepcopy=False)
+    follower: dict[int, FrozenTrial] = {}
+    for trial in trials:
+        # Optuna's own list names those whose processes died.
+        before = [*trial.system_attrs.get("retry_history", ()), trial.user_attrs.get(AGAIN)]
+        follower |= {number: trial for number in before if isinstance(number, int) and number < trial.number}
+
+    def last(number: int) -> FrozenTrial | None:
+        found = None
+        while (following := follower.get(number)) is not None:
+            found, number = following, following.number
+        return found
+
+    return {trial.number: last(trial.number) for trial in trials if trial.state == TrialState.FAIL}
 
 
 def work(
@@ -171,7 +196,7 @@ def work(
         try:
             return objective(trial)
         except KeyboardInterrupt:
-            study.enqueue_trial(trial.params)
+            study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
             raise
 
     study.optimize(measured, timeout=timeout, callbacks=[told])

@@ -86,7 +86,8 @@ class PaperReport:
         everywhere = {**self.both.baseline_scores, **self.both.scores}
         if any(_shown(scores).at_chance for scores in everywhere.values()):
             notes.append(
-                "*: the 95 % interval includes the score of choosing at random (squadv2: of saying nothing): at chance"
+                "*: Wilson's 95 % interval, in brackets below, includes the score of choosing at random (squadv2: of "
+                "saying nothing): at chance"
             )
         unheld = [task for task, scores in self.both.scores.items() if scores.nothing_coded]
         if unheld:

@@ -167,15 +167,17 @@ class TaskReport:
 
     @property
     def lines(self) -> list[str]:
-        """A table of text: per task and metric a score, its standard error, chance, and the baseline."""
+        """A table of text: per task and metric a score and how sure it is, chance, and the baseline."""
         limited = "" if self.limit is None else f", the first {self.limit} items of each"
-        lines = [f"tasks in mode {self.mode}{limited}; ± is one standard error"]
+        lines = [
+            f"tasks in mode {self.mode}{limited}; in brackets 95 % intervals by Wilson's score, ± is one standard error"
+        ]
         for task, scores in self.scores.items():
             differences = self.differences(task)
             for name, metric in scores.metrics.items():
-                line = f"  {task:<14} {name:<12} {_value(metric):<17} {_chance(metric):<24}"
+                line = f"  {task:<14} {name:<12} {_value(metric):<24} {_chance(metric):<24}"
                 if task in self.baseline_scores and name in self.baseline_scores[task].metrics:
-                    line += f" baseline {_value(self.baseline_scores[task].metrics[name]):<17}"
+                    line += f" baseline {_value(self.baseline_scores[task].metrics[name]):<24}"
                 if name in differences:
                     line += f" difference {_difference(differences[name])}"
                 lines.append(line.rstrip())
@@ -186,6 +188,10 @@ class TaskReport:
 
 
 def _value(metric: Metric) -> str:
+    if metric.chance is not None and metric.interval is not None:
+        # What is said of chance goes by this interval: the standard error of few items may be 0.
+        low, high = (100 * end for end in metric.interval)
+        return f"{100 * metric.value:.1f} % [{low:.1f}, {high:.1f}]"
     if not 0 <= metric.value <= 1:
         return f"{metric.value:.4g}" + ("" if metric.stderr is None else f" ± {metric.stderr:.2g}")
     return f"{100 * metric.value:.1f} %" + ("" if metric.stderr is None else f" ± {100 * metric.stderr:.1f}")

@@ -45,11 +45,20 @@ def test_from_a_budget_to_a_model(folder: Path, deltallm: Run) -> None:
         "calibrated for kl=0.004 on text.txt",
         "verified on 8 other windows of 64 tokens",
         "wrote deltallm.json",
+        "use it by: deltallm-onnx rewrite tiny.onnx OUT.onnx --plan deltallm.json\n",
     ):
         assert words in outcome.out
     for name in ("kl ", "perplexity", "kv_bytes_per_token", "delta_sparsity", "attn_mac_sparsity", "wall time"):
         assert f"  {name}" in outcome.out
-    assert outcome.err.startswith("at most "), "the bill comes first"
+    steps = outcome.err.splitlines()
+    assert steps[0] == "reading the text with the dense model"
+    assert re.fullmatch(r"at most \d+ readings of a window of text from here, up to \d+ seconds?", steps[1])
+    assert steps[2:] == [
+        "values that may be left out",
+        "what single heads cost",
+        "closing on kl=0.004 with window 9",
+        "verifying",
+    ]
     config, plan = load_plan(folder / "deltallm.json")
     assert (config.window, config.sinks) == (9, 2)
     assert deltallm("rewrite", "tiny.onnx", "delta.onnx", "--plan", "deltallm.json").code == 0
@@ -68,6 +77,7 @@ def test_json_is_the_content_of_the_file(folder: Path, deltallm: Run) -> None:
     outcome = deltallm("calibrate", "tiny.onnx", *arguments, "--budget", "delta_sparsity=50%", *SETTINGS)
     assert outcome.code == 0, outcome
     assert outcome.json == json.loads((folder / "my.json").read_text())
+    assert outcome.err.count("\n") == 6, "a line per step, none of them on stdout"
     assert outcome.json["text"]["name"] == "text.txt, set.jsonl"
     assert outcome.json["settings"]["windows"] == [9]
 
@@ -80,6 +90,9 @@ def test_a_hugging_face_model_is_traced_first_and_nothing_of_that_stays(folder: 
     outcome = deltallm("calibrate", "hf", "--text", "text.txt", "--budget", "delta_sparsity=0.3", *options, "--json")
     assert outcome.code == 0, outcome
     assert set(files_below(folder)) - set(before) == {folder / "deltallm.json"}
+    assert "Tracing\n" in outcome.err
+    assert "Writing its graph\n" in outcome.err
+    assert ".partial" not in outcome.err
     assert outcome.json["settings"]["windows"] == [7, 26]  # 20 % of 130 positions
     assert outcome.json["text"]["window_tokens"] == 130
     assert set(outcome.json["rules"].values()) <= {"relative", "absolute"}
@@ -98,6 +111,7 @@ REFUSALS = {
     "packed window": (("--budget", "kl=1", "--window", "0"), "keeps at least 8"),
     "hub data set": (("--budget", "kl=1", "--dataset", "wikitext"), "There is no file wikitext: --dataset reads local"),
     "output folder": (("--budget", "kl=1", "--out", "no/out.json"), "The folder no does not exist"),
+    "output is a folder": (("--budget", "kl=1", "--out", "taken"), "taken is a directory: give the name of the file"),
     "no budget": ((), "--budget"),
 }
 
@@ -105,6 +119,7 @@ REFUSALS = {
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_cannot_be_done_is_one_sentence(folder: Path, deltallm: Run, name: str) -> None:
     arguments, sentence = REFUSALS[name]
+    (folder / "taken").mkdir()
     (folder / "empty.txt").write_text(" \n")
     (folder / "short.txt").write_text("a" * 100)
     before = files_below(folder)
@@ -114,9 +129,8 @@ def test_what_cannot_be_done_is_one_sentence(folder: Path, deltallm: Run, name: 
     settings = [part for option, value in pairs if option not in own for part in (option, value)]
     outcome = deltallm("calibrate", "tiny.onnx", *text, *arguments, *settings)
     assert (outcome.code, outcome.out) == (2, "")
-    errors = [line for line in outcome.err.splitlines() if not line.startswith("at most")]
-    assert len(errors) == 1
-    assert errors[0].startswith("error: ")
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert errors == outcome.err.splitlines()[-1:]
     assert re.search(sentence, errors[0]), errors[0]
     left = set(files_below(folder)) - set(before)
     assert left <= {folder / "deltallm.json.journal"}
@@ -129,6 +143,45 @@ def test_what_is_no_model_is_refused(folder: Path, deltallm: Run, model: str) ->
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith("error: ")
     assert model in outcome.err
+
+
+def test_a_refused_budget_names_the_journal_and_the_next_run_says_what_it_has(folder: Path, deltallm: Run) -> None:
+    arguments = ("calibrate", "tiny.onnx", "--text", "text.txt", *SETTINGS, "--budget")
+    refused = deltallm(*arguments, "kv_bytes=900x")
+    assert refused.code == 2
+    assert "The measurements stay in deltallm.json.journal" in refused.err
+    lines = (folder / "deltallm.json.journal").read_text().count("\n")
+    outcome = deltallm(*arguments, "kl=0.004")
+    assert outcome.code == 0, outcome
+    assert outcome.err.startswith(f"deltallm.json.journal has {lines - 1} measurements: ")
+    assert "journal" not in deltallm(*arguments, "kl=0.004").err, "it is gone with success"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_rewritten_model_is_sent_back_to_the_dense_one(deltallm: Run) -> None:
+    assert deltallm("rewrite", "tiny.onnx", "delta.onnx", "--threshold", 0.1).code == 0
+    outcome = deltallm("calibrate", "delta.onnx", "--text", "text.txt", "--budget", "kl=1", *SETTINGS)
+    assert outcome.code == 2
+    assert "delta.onnx is already rewritten: calibrate the dense model it was made from." in outcome.err
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("weights", ["the same", "other"])
+def test_a_plan_of_another_model_is_told(deltallm: Run, weights: str) -> None:
+    assert deltallm("calibrate", "tiny.onnx", "--text", "text.txt", "--budget", "kl=0.004", *SETTINGS).code == 0
+    model = onnx.load("tiny.onnx")
+    model.graph.name = "renamed"
+    if weights == "other":
+        tensor = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 2)
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        values[-1, 0] += 1
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    # The digest is of the weights, wherever they lie.
+    onnx.save(model, "moved.onnx", save_as_external_data=True, location="moved.data", size_threshold=200)
+    outcome = deltallm("rewrite", "moved.onnx", "delta.onnx", "--plan", "deltallm.json")
+    assert outcome.code == 0, outcome
+    said = "The plan was calibrated on other weights than these (those of tiny.onnx)" in outcome.out
+    assert said == (weights == "other")
 
 
 def test_a_corrupt_journal_is_refused_and_can_be_left_aside(folder: Path, deltallm: Run) -> None:

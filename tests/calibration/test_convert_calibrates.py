@@ -49,6 +49,7 @@ def source(tmp_path: Path, traced: tuple[Path, ExportReport], monkeypatch: pytes
 
     def copied(model: Path, out_path: Path, **_: Any) -> ExportReport:
         shutil.copytree(folder / "export", out_path.parent, dirs_exist_ok=True)
+        (out_path.parent / "x.onnx").rename(out_path)
         if not (Path(model) / "tokenizer.json").exists():
             (out_path.parent / "tokenizer.json").unlink()
         return dataclasses.replace(report, path=out_path)
@@ -65,8 +66,8 @@ def test_it_finds_thresholds_and_says_what_they_cost(source: Path, tmp_path: Pat
     assert report["calibration"]["budget"]["text"] == "kl=0.01"
     assert report["calibration"]["text"]["name"] == "the bundled text"
     assert report["calibration"]["reached"]["calibration"]["kl"] <= 0.01
-    assert str(out.parent / "deltallm.json") in report["files"]
-    config, plan = load_plan(out.parent / "deltallm.json")
+    assert str(out.parent / "x.deltallm.json") in report["files"]
+    config, plan = load_plan(out.parent / "x.deltallm.json")
     thetas = {
         tensor.name: onnx.numpy_helper.to_array(tensor).tolist()
         for tensor in onnx.load(out, load_external_data=False).graph.initializer
@@ -78,10 +79,45 @@ def test_it_finds_thresholds_and_says_what_they_cost(source: Path, tmp_path: Pat
 
 
 def test_the_printed_report_has_before_and_after(source: Path, tmp_path: Path, deltallm: Run) -> None:
-    outcome = deltallm("convert", source, tmp_path / "out" / "x.onnx", *WINDOW, "--budget", "delta_sparsity=0.4")
+    out = tmp_path / "out" / "x.onnx"
+    outcome = deltallm("convert", source, out, *WINDOW, "--budget", "delta_sparsity=0.4")
     assert outcome.code == 0, outcome
+    assert outcome.out.endswith(f"wrote {out.with_name('x.deltallm.json')}: the thresholds and how they were found\n")
+    assert "comes on top" not in outcome.out, "the weights are the model's own"
+    assert "Calibrating: reading the text with the dense model\nCalibrating: at most " in outcome.err
+    assert outcome.err.endswith("Calibrating: verifying\nRewriting\n")
     assert "calibrated for delta_sparsity=0.4 on the bundled text" in outcome.out
     assert "delta_sparsity      0 → 0." in outcome.out
+
+
+def test_other_calibrations_of_the_folder_stay(source: Path, tmp_path: Path, deltallm: Run) -> None:
+    out = tmp_path / "out"
+    (out / "deltallm.json").write_text("what calibrate took an hour for")
+    assert deltallm("convert", source, out / "x.onnx", *WINDOW).code == 0
+    first = (out / "x.deltallm.json").read_bytes()
+    assert deltallm("convert", source, out / "y.onnx", *WINDOW, "--budget", "delta_sparsity=0.4").code == 0
+    assert (out / "deltallm.json").read_text() == "what calibrate took an hour for"
+    assert (out / "x.deltallm.json").read_bytes() == first != (out / "y.deltallm.json").read_bytes()
+
+
+def test_what_quantised_weights_cost_is_said_to_come_on_top(source: Path, tmp_path: Path, deltallm: Run) -> None:
+    out = tmp_path / "out" / "x.onnx"
+    outcome = deltallm("convert", source, out, *WINDOW, "--weights", "int4")
+    assert outcome.code == 0, outcome
+    note = (
+        "the budget is kept against the same int4 weights, and what these cost comes on top: measure both with "
+        f"'deltallm-onnx eval {out} --baseline {source} --text FILE'."
+    )
+    assert f"note: {note}\n" in outcome.out
+    assert note in json.loads((tmp_path / "out" / "x.deltallm.json").read_text())["notes"]
+
+
+def test_an_onnx_file_is_sent_to_rewrite(tmp_path: Path, deltallm: Run) -> None:
+    (tmp_path / "dense.onnx").write_bytes(b"")
+    for options in ((), ("--dense",)):
+        outcome = deltallm("convert", tmp_path / "dense.onnx", tmp_path / "x.onnx", *options)
+        assert outcome.code == 2
+        assert f"use 'deltallm-onnx rewrite {tmp_path / 'dense.onnx'} {tmp_path / 'x.onnx'}'" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -102,11 +138,11 @@ def test_a_choice_of_the_users_is_not_calibrated_over(
     Path("c.json").write_text(DeltaConfig(window=11).to_json())
     if "--plan" in options:
         assert deltallm("convert", source, "out/x.onnx", *WINDOW).code == 0
-        (tmp_path / "out" / "deltallm.json").rename("p.json")
+        (tmp_path / "out" / "x.deltallm.json").rename("p.json")
     outcome = deltallm("convert", source, "out/x.onnx", *options)
     assert outcome.code == 0, outcome
-    assert "calibrated" not in outcome.out
-    assert not (tmp_path / "out" / "deltallm.json").exists()
+    assert "calibrated" not in outcome.out, "nor is the plan called one of other weights"
+    assert not (tmp_path / "out" / "x.deltallm.json").exists()
 
 
 def test_what_cannot_be_calibrated_is_converted_all_the_same_and_told(
@@ -118,7 +154,7 @@ def test_what_cannot_be_calibrated_is_converted_all_the_same_and_told(
     assert "not calibrated" in outcome.out
     assert "There is no" in outcome.out
     assert "tokenizer.json" in outcome.out
-    assert not (tmp_path / "out" / "deltallm.json").exists()
+    assert not (tmp_path / "out" / "x.deltallm.json").exists()
     assert (tmp_path / "out" / "x.onnx").exists()
 
 
@@ -131,7 +167,7 @@ def test_what_would_take_long_is_left_out_unless_asked_for(
     assert "not calibrated" in outcome.out
     assert "--calibrate makes them all the same" in outcome.out
     assert deltallm("convert", source, tmp_path / "out" / "x.onnx", *WINDOW, "--calibrate").code == 0
-    assert (tmp_path / "out" / "deltallm.json").exists()
+    assert (tmp_path / "out" / "x.deltallm.json").exists()
 
 
 def test_what_was_asked_for_and_cannot_be_calibrated_is_refused(source: Path, tmp_path: Path, deltallm: Run) -> None:
@@ -163,4 +199,4 @@ def test_the_python_interface_calibrates_only_when_asked(source: Path, tmp_path:
     report = convert(source, tmp_path / "out" / "x.onnx", DeltaConfig())
     assert report.calibration is None
     assert json.loads(json.dumps(report.to_dict()))["calibration"] is None
-    assert not (tmp_path / "out" / "deltallm.json").exists()
+    assert not (tmp_path / "out" / "x.deltallm.json").exists()

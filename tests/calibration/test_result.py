@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from support.measurements import measurement
 
+from deltallm_onnx.calibration.budget import parse_budget
 from deltallm_onnx.calibration.result import Reached
 from deltallm_onnx.evaluation import bootstrap_interval
 
@@ -47,3 +48,7 @@ def test_one_window_has_no_interval() -> None:
     assert data["kl_interval"] is None
     assert data["perplexity_increase_interval"] is None
     assert data["kl"] == pytest.approx(KL[0])
+
+
+def test_nothing_is_shown_as_less_than_nothing() -> None:
+    assert parse_budget("ppl=+1%").show(-1e-7) == "ppl=+0.00%"

@@ -61,7 +61,7 @@ def test_the_model_is_the_plans(deltallm: Run, dense: Path, tmp_path: Path, plan
     out = tmp_path / "delta.onnx"
     outcome = deltallm("rewrite", dense, out, "--plan", file, "--prefill", "delta")
     assert outcome.code == 0, outcome
-    assert f"thresholds of the plan {plan.sha256[:12]}: element per channel in 1 layers, row" in outcome.out
+    assert f"thresholds of the plan {plan.sha256[:12]}: element per channel in 1 layer, row" in outcome.out
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(out).graph.initializer}
     for entry in plan.layers:
         np.testing.assert_array_equal(tensors[f"deltallm.threshold.{entry.layer}"], entry.threshold)
@@ -195,6 +195,7 @@ def test_what_the_plan_says_is_not_said_twice(
 ) -> None:
     file = written(tmp_path / "deltallm.json", calibration(plan))
     for command in ("rewrite", "convert"):
-        error = refused(deltallm(command, dense, tmp_path / "delta.onnx", "--plan", file, *option))
+        model = dense if command == "rewrite" else dense.parent
+        error = refused(deltallm(command, model, tmp_path / "delta.onnx", "--plan", file, *option))
         assert f"{option[0]} is given beside --plan {file}" in error
     assert not (tmp_path / "delta.onnx").exists()

@@ -67,7 +67,16 @@ def test_json_has_every_figure(deltallm: Run, rewritten: Rewritten, dense_path: 
 def test_tables(deltallm: Run, rewritten: Rewritten, dense_path: Path, text_path: Path) -> None:
     outcome = deltallm("eval", rewritten(ROW), "--baseline", dense_path, "--text", text_path, *SHORT, "--windows", 2)
     assert outcome.code == 0, outcome
-    for name in ("perplexity", "KL to the baseline", "decode tokens/s", "never said", "1–89", *KEYS[4:9]):
+    for name in (
+        "perplexity",
+        "KL to the baseline",
+        "decode tokens/s",
+        "never said",
+        "1–89",
+        *KEYS[4:9],
+        "(B, one layer)",
+        "(B, all layers, to",
+    ):
         assert name in outcome.out
     assert "178 predictions in 2 windows of 90 tokens, every token read as a decode step reads it" in outcome.err
     assert "median of 32 steps behind 58 tokens" in outcome.err
@@ -147,6 +156,15 @@ REFUSALS = {
     "not a model": (("book.txt", *TEXT), r"book\.txt is not an ONNX model"),
     "cut short": (("cut.onnx", *TEXT), "cut short"),
     "no such baseline": (("x.onnx", *TEXT, "--baseline", "nope.onnx"), r"There is no file nope\.onnx"),
+    "model is a folder": ((".", *TEXT), r"error: \. is a directory: name the \.onnx file in it"),
+    "the model itself": (
+        ("x.onnx", *TEXT, "--baseline", "bare/../x.onnx"),
+        "x.onnx is the model itself: give its dense",
+    ),
+    "the model itself, with tasks": (
+        ("x.onnx", "--tasks", "piqa", "--baseline", "bare/../x.onnx"),
+        "x.onnx is the model itself: give its dense",
+    ),
     "no such text": (("x.onnx", "--text", "nope.txt"), r"Cannot read the text nope\.txt"),
     "text is a folder": (("x.onnx", "--text", "bare"), "Cannot read the text bare"),
     "empty text": (("x.onnx", "--text", "empty.txt"), r"empty\.txt is empty"),

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from support.command_line import files_below, run_here
+from support.letter_tokenizer import save_letter_tokenizer
 from support.report_models import ReportModels, letters
-from support.tiny_decoder import KV_HEADS, LAYERS
+from support.tiny_decoder import HEAD_SIZE, KV_HEADS, LAYERS
+from support.tiny_models import save_tiny
 
 from deltallm_onnx import DeltaConfig, rewrite
 from deltallm_onnx.attention_plan import AttentionPlan, LayerPlan
@@ -29,7 +31,7 @@ def test_files_are_written_and_named(models: ReportModels, tmp_path: Path, capsy
     drawn = sorted(path.name for path in pictures.iterdir())
     assert f"{len(drawn)} pictures in {pictures}" in outcome.err
     assert "delta-sparsity.png" in drawn
-    assert "left out: speeds. It needs timings: give --record FILE" in outcome.err
+    assert "left out: Recorded times. It needs timings: give --record FILE" in outcome.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["png", "report.html", "report.json"]
     assert json.loads(data.read_text())["text"]["windows"] == 1
 
@@ -52,8 +54,12 @@ def _calibration(plan: AttentionPlan, config: DeltaConfig) -> dict[str, Any]:
 
 
 def _plan(theta: float) -> AttentionPlan:
+    """Rows of layer 0 are weighted."""
     threshold = np.full(KV_HEADS, theta, np.float32)
-    return AttentionPlan(tuple(LayerPlan(layer, threshold, None, "row", "relative") for layer in range(LAYERS)))
+    weights = [np.ones((KV_HEADS, HEAD_SIZE), np.float32), *[None] * (LAYERS - 1)]
+    return AttentionPlan(
+        tuple(LayerPlan(layer, threshold, weight, "row", "relative") for layer, weight in enumerate(weights))
+    )
 
 
 def test_a_calibration_beside_the_model_is_found(
@@ -69,13 +75,23 @@ def test_a_calibration_beside_the_model_is_found(
     assert run_here(capsys, "report", *files).code == 0
     found = json.loads(data.read_text())
     assert found["calibration"]["own"]
+    rules = [layer["row_rule"] for layer in found["model"]["layers"]]
+    assert rules == ["relative, weighted", *["relative"] * (LAYERS - 1)]
+    assert out.read_text(encoding="utf-8").count(">relative, weighted</data>") == 1
     assert found["calibration"]["reached"] == {"calibration": {"kl": 0.02}, "verification": {"kl": 0.019}}
     assert found["calibration"]["rules"] == {"0": "query"}
     assert found["calibration"]["notes"] == ["the verification part shows more"]
     assert found["trade_off"]["saving"] == "kv_bytes_per_token"
     assert '<p class="key">kl=0.02</p>' in out.read_text(encoding="utf-8")
 
+    # A conversion names it after the model, and that one goes first.
     beside.write_text(json.dumps(_calibration(_plan(0.7), config)))
+    own = tmp_path / "planned.deltallm.json"
+    own.write_text(json.dumps(_calibration(_plan(0.5), config)))
+    assert run_here(capsys, "report", *files).code == 0
+    assert json.loads(data.read_text())["calibration"]["file"] == "planned.deltallm.json"
+    own.unlink()
+
     outcome = run_here(capsys, "report", *files)
     assert outcome.code == 0
     assert "not written with the thresholds of the deltallm.json beside it" in outcome.err
@@ -86,6 +102,27 @@ def test_a_calibration_beside_the_model_is_found(
     page = out.read_text(encoding="utf-8")
     assert '<p class="key">kl=0.02</p>' not in page
     assert "is not what the model was written with" in page
+
+
+def test_a_baseline_is_traced_from_a_model_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `eval` does it: the same numbers as with the file that `convert --dense` writes."""
+    source, dense, model = tmp_path / "source", tmp_path / "dense" / "dense.onnx", tmp_path / "dense" / "x.onnx"
+    save_tiny("llama", source)
+    save_letter_tokenizer(source)
+    dense.parent.mkdir()
+    assert run_here(capsys, "convert", source, dense, "--dense").code == 0
+    assert run_here(capsys, "rewrite", dense, model, "--threshold", 0.9, "--window", 8).code == 0
+    (tmp_path / "letters.txt").write_text("the quick brown fox " * 40)
+    found = {}
+    for baseline in (source, dense):
+        data = tmp_path / f"{baseline.name}.json"
+        files = ("--text", tmp_path / "letters.txt", "-o", tmp_path / "report.html", "--json", data)
+        outcome = run_here(capsys, "report", model, "--baseline", baseline, *files, *QUICK)
+        assert outcome.code == 0, outcome
+        found[baseline] = json.loads(data.read_text())
+    assert found[source]["quality"]["kl"] == found[dense]["quality"]["kl"] > 0
+    assert found[source]["baseline"] == {"file": str(source)}
+    assert found[dense]["baseline"] == {"file": "dense.onnx"}
 
 
 Case = Callable[[ReportModels, Path], Arguments]
@@ -116,6 +153,7 @@ REFUSALS: dict[str, tuple[Case, str]] = {
     "no such text": (lambda m, folder: [m.int8, "--text", folder / "none"], "Cannot read the text"),
     "an empty text": (_text(" \n"), "is empty: give one"),
     "a text within the window": (_text(letters(10)), "keeps 9 tokens exact (sinks and window): give a longer text."),
+    "a text of few tokens": (_text("abc de"), "text.txt has 6 tokens, and the model keeps 9 tokens exact"),
     "a text that is none": (_text(b"\xff\xfe\x00"), "is not UTF-8"),
     "a text shorter than a window": (
         lambda m, f: [*_text(letters(30))(m, f), "--window-tokens", "60"],
@@ -123,7 +161,7 @@ REFUSALS: dict[str, tuple[Case, str]] = {
     ),
     "windows within the window": (
         lambda m, _f: [m.int8, "--text", m.text, "--window-tokens", "8"],
-        "windows of 8 tokens, and the model keeps 9 tokens exact (sinks and window): give longer windows.",
+        "is read in windows of 8 tokens, and the model keeps 9 tokens exact (sinks and window): give longer windows.",
     ),
     "windows beyond the context": (
         lambda m, _f: [m.int8, "--text", m.text, "--window-tokens", "231"],
@@ -131,6 +169,11 @@ REFUSALS: dict[str, tuple[Case, str]] = {
     ),
     "no windows": (lambda m, _f: [m.int8, "--windows", "0"], "windows is 0: give a whole number from 1 to 4096."),
     "a baseline without a text": (lambda m, _f: [m.int8, "--baseline", m.dense], "give --text FILE."),
+    "a baseline folder without a text": (lambda m, f: [m.int8, "--baseline", f], "give --text FILE."),
+    "a baseline folder without a model": (
+        lambda m, f: [m.int8, "--baseline", f, "--text", m.text],
+        "has no config.json",
+    ),
     "a rewritten baseline": (
         lambda m, _f: [m.int8, "--baseline", m.element, "--text", m.text],
         "is a rewritten model: give the dense one",

@@ -88,8 +88,10 @@ def test_table_cells_hold_nothing_but_data(full_html: str) -> None:
 
 def test_numbers_are_written_in_few_forms() -> None:
     gap = "\u00a0"
-    assert FORMS["bytes"](1023) == f"1\u202f023{gap}B"
-    assert FORMS["bytes"](3 * 2**20 + 2**18) == f"3.25{gap}MiB"
+    assert FORMS["bytes"](512) == f"512{gap}B"
+    assert FORMS["bytes"](3_250_400) == f"3.25{gap}MB"
+    assert FORMS["plain bytes"](1280.0) == f"1\u202f280{gap}B"
+    assert FORMS["plain bytes"](98.123) == f"98.1{gap}B"
     assert FORMS["digits"](0.000123456) == "0.000123"
     assert FORMS["digits"](2.5e-7) == "2.50e-07"
     assert FORMS["digits"](0) == "0"

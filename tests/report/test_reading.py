@@ -13,6 +13,7 @@ from support.tiny_decoder import HEAD_SIZE, KV_HEADS, LAYERS
 
 from deltallm_onnx import DeltaConfig, rewrite
 from deltallm_onnx.evaluation import Predictions
+from deltallm_onnx.evaluation.quality import by_position
 from deltallm_onnx.report import ReportRequest, gather
 from deltallm_onnx.report.quality import quality_section
 from deltallm_onnx.report.reading import Reading
@@ -65,12 +66,27 @@ def test_every_score_is_that_of_decoding(report: WrittenReport) -> None:
     low, high = quality["kl_interval"]
     assert kl.mean(axis=1).min() - 3 * np.ptp(kl.mean(axis=1)) <= low < quality["kl"] < high
     buckets = quality["by_position"]
-    assert [(bucket["from"], bucket["to"]) for bucket in buckets] == [(1, 32), (33, 64), (65, 89)]
+    assert [(bucket["from"], bucket["to"]) for bucket in buckets] == [(1, 89)]
     for bucket in buckets:
         positions = slice(bucket["from"] - 1, bucket["to"])
         assert bucket["kl"] == pytest.approx(kl[:, positions].mean(), **near)
         assert bucket["perplexity"] == pytest.approx(math.exp(model[:, positions].mean()), **near)
     _check_counters(report, np.array(counts), np.array(ends))
+
+
+def test_positions_are_those_of_an_evaluation() -> None:
+    """Position p is that of the predicted token, so that p tokens come before it."""
+    losses = np.random.default_rng(6).uniform(1, 3, (2, 170))
+    predictions = [
+        Predictions(loss=loss, hit=loss > 2, baseline_loss=loss, baseline_hit=loss > 2, kl=loss / 9, agree=loss > 2)
+        for loss in losses
+    ]
+    found = quality_section(predictions, Reading(seconds=1.0), Reading(seconds=2.0), 171)["by_position"]
+    assert [(bucket["from"], bucket["to"]) for bucket in found] == [(1, 63), (64, 127), (128, 170)]
+    for bucket, other in zip(found, by_position(predictions, 1, 0), strict=True):
+        assert (bucket["from"], bucket["to"] + 1) == (other.begin, other.end)
+        assert bucket["perplexity"] == pytest.approx(other.quality.perplexity)
+        assert bucket["kl"] == pytest.approx(losses[:, bucket["from"] - 1 : bucket["to"]].mean() / 9)
 
 
 def test_a_divergence_is_not_negative() -> None:

@@ -41,12 +41,19 @@ def test_points_of_both_files_make_one_front(tmp_path: Path) -> None:
         {"number": 1, "values": None},
         {"number": 2, "values": {"kl": float("nan"), "kv_bytes_per_token": 1.0}},
     ]
+    search[0] |= {"knob": 0.01234, "factor": 1.0}
+    search[1] |= {"knob": 0.05, "factor": 0.87654}
     files = [("calibration", _written(tmp_path / "a.json", search=search)), ("study", tmp_path / "b.json")]
     (tmp_path / "b.json").write_text(json.dumps({"trials": trials}))
     section = trade_off_section(files)
     assert section["saving"] == "kv_bytes_per_token"
     first, second = section["sources"]
     assert [point["on_front"] for point in first["points"]] == [False, False, True]
+    assert [point.get("label") for point in first["points"]] == [
+        "window 64, predicted kl 0.0123",
+        "window 64, predicted kl 0.05, scales × 0.877",
+        None,
+    ]
     assert second["points"] == [{"kl": 0.01, "kv_bytes_per_token": 70.0, "seconds": 1.5, "on_front": True}]
 
 

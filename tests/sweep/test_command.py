@@ -27,7 +27,10 @@ FORMATS = ("float32", "float16", "int8", "int4")
 def test_a_study_is_made_shown_and_continued(folder: Path, sweep: Run) -> None:
     first = sweep("--trials", 7, "--out", "sweep.json", "--json")
     assert first.code == 0, first
-    assert [line.split(":")[0] for line in first.err.splitlines()] == [f"trial {n}" for n in range(7)]
+    assert [line.split(":")[0] for line in first.err.splitlines()] == [
+        "before the first trial",
+        *(f"trial {n}" for n in range(7)),
+    ]
     data = first.json
     assert data == json.loads((folder / "sweep.json").read_text())
     assert (data["storage"], data["counts"]["complete"]) == ("sqlite:///sweep.db", 7)
@@ -44,6 +47,9 @@ def test_a_study_is_made_shown_and_continued(folder: Path, sweep: Run) -> None:
         assert words in second.out
     for name in ("kl", "perplexity_increase", "kv_bytes_per_token", "delta_sparsity", "attn_mac_sparsity", "wall (s)"):
         assert name in second.out.splitlines()[1]
+    spent = {f"spend {t['candidate']['spend']:.3g}," for t in trials if t["on_front"] and t["candidate"]["spend"] > 0}
+    assert spent
+    assert all(words in second.out for words in spent), "rows that differ only in the thresholds are told apart"
     third = sweep("--trials", 0, "--json")
     assert third.err == ""
     assert third.json["trials"][:7] == [
@@ -155,6 +161,7 @@ def test_a_study_of_something_else_is_refused(folder: Path, sweep: Run, edit: st
     what = {"model": "model sha256", "text": "text sha256", "windows": "windows of text"}[edit]
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith(f"error: The study 'tiny' was made with {what} ")
+    assert all(len(digits) == 12 for digits in re.findall(r"\b[0-9a-f]{12,}\b", outcome.err))
     assert outcome.err.count("\n") == 1
 
 
@@ -163,6 +170,13 @@ REFUSALS = {
     "study that is not there": (("--trials", 0), "There is no study 'tiny'"),
     "missing text": (("--text", "none.txt"), "Cannot read the text none.txt"),
     "short text": (("--text-windows", 12, "--window-tokens", 700), "has 1500 tokens, and its parts need 3 windows"),
+    "nothing to hold with sinks": (("--sinks", "60"), "19 with 60 sinks keeps 79 of them exact"),
+    "trials": (("--trials", "-1"), "^error: trials is -1: give a whole number of at least 0"),
+    "seed": (("--seed", "-1"), "seed is -1"),
+    "threads": (("--threads", "0"), "threads is 0"),
+    "past": (("--time", "--past", "0"), "past is 0"),
+    "text windows": (("--text-windows", "2"), "^error: text-windows is 2: give a whole number of at least 3"),
+    "window tokens": (("--window-tokens", "1"), "window-tokens is 1"),
     "nothing to hold": (("--window", "8,62"), "62 with 3 sinks keeps 65 of them exact"),
     "unknown objective": (("--objective", "speed"), "no objective 'speed': choose of kl, kv_bytes"),
     "unknown rule": (("--rule", "best"), "no rule 'best' with granularity row: choose one of relative"),
@@ -187,7 +201,7 @@ REFUSALS = {
     "storage folder": (("--storage", "sqlite:///no/s.db"), "The folder of the storage"),
     "storage that is a text": (("--storage", "sqlite:///text.txt"), "file is not a database"),
     "no storage": (("--storage", "me:s3cr3t"), "is no URL of a database"),
-    "grace": (("--grace", "0"), "--grace"),
+    "grace": (("--grace", "0"), "grace is 0: give at least 2 seconds"),
 }
 
 
@@ -197,7 +211,7 @@ def test_what_cannot_be_done_is_one_sentence(folder: Path, sweep: Run, name: str
     before = files_below(folder)
     outcome = sweep(*arguments)
     assert (outcome.code, outcome.out) == (2, ""), outcome
-    errors = [line for line in outcome.err.splitlines() if not line.startswith("trial ")]
+    errors = [line for line in outcome.err.splitlines() if not re.match("trial |before the first", line)]
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert re.search(sentence, errors[0]), errors[0]

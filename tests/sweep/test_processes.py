@@ -56,6 +56,7 @@ def test_a_killed_study_goes_on_and_loses_nothing(folder: Path, sweep: Any, sett
     assert after[6].params == after[5].params, "what was running is tried again"
     assert [t.number for t in after if t.state == TrialState.COMPLETE] == [0, 1, 2, 3, 4, 6, 7]
     assert "7 complete, 1 fail" in outcome.out
+    assert outcome.out.splitlines()[-1] == "trial 5 was cut off and was measured again as trial 6"
 
 
 def test_ctrl_c_keeps_what_is_finished(folder: Path, settings: tuple[object, ...]) -> None:

@@ -45,6 +45,30 @@ def test_what_no_objective_rewards_is_not_searched_unless_it_is_named() -> None:
     assert named.v_skips == (0.2, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "sinks", "windows"),
+    [
+        (None, (), (16, 32, 64, 128, 256)),
+        (262, (), (16, 32, 64, 128, 256)),
+        (261, (), (16, 32, 64, 128)),
+        (256, (), (16, 32, 64, 128)),
+        (256, (2, 127), (16, 32, 64)),
+        (9, (), (16,)),
+    ],
+)
+def test_usual_windows_leave_keys_to_hold(tokens: int | None, sinks: tuple[int, ...], windows: tuple[int, ...]) -> None:
+    """Sinks are 4 at most where nothing is said; a token more is read, and one must be left behind the window."""
+    assert space_for(find_objectives(()), text_tokens=tokens, sinks=sinks).windows == windows
+    assert space_for(find_objectives(()), text_tokens=tokens, windows=(300, 8), sinks=sinks or (1,)).windows == (300, 8)
+
+
+def test_candidates_that_differ_in_their_thresholds_only_have_other_names() -> None:
+    low, high, none = (Candidate("row query", spend, 16, 4, 0.0, "int8").label for spend in (0.4641, 0.731, 0.0))
+    assert low == "row query, spend 0.464, int8, window 16, sinks 4"
+    assert high == "row query, spend 0.731, int8, window 16, sinks 4"
+    assert none == "nothing held, int8, window 16, sinks 4"
+
+
 def test_a_rule_is_taken_where_a_granularity_has_it() -> None:
     assert rules_of(("row", "element"), ("absolute", "query")) == ("row absolute", "row query", "element query")
 

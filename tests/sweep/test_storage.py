@@ -48,7 +48,7 @@ def test_a_database_that_goes_away_in_a_trial_is_one_sentence(tmp_path: Path) ->
         (tmp_path / "s.db").write_bytes(b"")
         return 1.0
 
-    with pytest.raises(DeltaLLMError, match=r"s.db cannot be used \(.*: see that it is there"), storage.told():
+    with pytest.raises(DeltaLLMError, match=r"s.db cannot be used \(.*: see that the file is"), storage.told():
         study.optimize(objective, n_trials=1)
 
 
@@ -86,11 +86,39 @@ def test_what_cannot_be_opened_is_refused(tmp_path: Path) -> None:
         (f"sqlite:///{tmp_path}/none/x.db", "does not exist: create it"),
         (f"sqlite:///{tmp_path}/text.db", "file is not a database"),
         (f"nosuchdb://me:{SECRET}@host/db", "cannot be used .*nosuchdb"),
-        (f"oracle+oracledb://me:{SECRET}@host/db", "install a driver for oracle"),
+        (
+            f"oracle+oracledb://me:{SECRET}@host/db",
+            "needs the module oracledb, which is not installed: install the package",
+        ),
     ):
         with pytest.raises(DeltaLLMError, match=sentence) as refusal:
             Storage(url, grace=60).open()
         assert SECRET not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("driver", "module", "package"),
+    [("", "psycopg", "psycopg[binary]"), ("+psycopg2", "psycopg2", "psycopg2-binary")],
+)
+def test_the_driver_that_a_url_names_is_the_one_to_install(
+    monkeypatch: pytest.MonkeyPatch, driver: str, module: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DeltaLLMError) as refusal:
+        Storage(f"postgresql{driver}://me:{SECRET}@host/db", grace=60).open()
+    assert str(refusal.value).endswith(f"needs the module {module}, which is not installed: pip install '{package}'.")
+
+
+def test_a_damaged_file_is_told_as_a_file(tmp_path: Path) -> None:
+    """It has no user and no password, and nobody knows what is left in it."""
+    path = tmp_path / "torn.db"
+    Storage(f"sqlite:///{path}", grace=60).open()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + bytes(len(whole) - 4096))
+    with pytest.raises(DeltaLLMError, match="see that the file is an SQLite database") as refusal:
+        Storage(f"sqlite:///{path}", grace=60).open()
+    assert "password" not in str(refusal.value)
+    assert "safe" not in str(refusal.value)
 
 
 def test_tables_of_another_version_are_refused(tmp_path: Path) -> None:

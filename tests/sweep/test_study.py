@@ -18,7 +18,7 @@ from deltallm_onnx.sweep import study as study_module
 from deltallm_onnx.sweep.curves import load_curves, save_curves
 from deltallm_onnx.sweep.objectives import find_objectives
 from deltallm_onnx.sweep.storage import MOST_RETRIES, Storage
-from deltallm_onnx.sweep.study import finished, join, make_or_join, quiet_optuna, sampler, work
+from deltallm_onnx.sweep.study import cut_off, finished, join, make_or_join, quiet_optuna, sampler, work
 
 OBJECTIVES = find_objectives(())
 IDENTITY = {"model sha256": "ab", "window_tokens": 64, "choices of windows": [8, 19]}
@@ -65,7 +65,7 @@ def test_the_first_makes_it_and_the_others_join(storage: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model sha256": "cd"}, "made with model sha256 ab, and this run has cd"),
+        ({"model sha256": "cd" * 32}, "made with model sha256 ab, and this run has cdcdcdcdcdcd:"),
         ({"choices of windows": [8]}, "made with choices of windows 8, 19, and this run has 8"),
         ({"past": 10}, "made with past None, and this run has 10"),
     ],
@@ -144,8 +144,24 @@ def test_what_an_interrupt_stopped_waits_to_be_tried_again(storage: Any) -> None
     with pytest.raises(KeyboardInterrupt):
         run(study, 2, interrupted)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    assert _again(study) == {0: (1, TrialState.WAITING)}
+    with pytest.raises(KeyboardInterrupt):
+        run(study, 2, interrupted)
     run(study, 1)
     assert finished(study)[0].params == {"x": 0.25}
+    assert _again(study) == {0: (2, TrialState.COMPLETE), 1: (2, TrialState.COMPLETE)}
+
+
+def _again(study: optuna.Study) -> dict[int, tuple[int, TrialState] | None]:
+    return {number: trial and (trial.number, trial.state) for number, trial in cut_off(study).items()}
+
+
+def test_what_a_database_says_of_trials_that_go_before_cannot_lead_in_circles(storage: Any) -> None:
+    study, _ = made(storage, first=[])
+    for before in (1, 7, "x"):
+        study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs={study_module.AGAIN: before}))
+    study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs={study_module.AGAIN: 1}))
+    assert _again(study) == {0: None, 1: (3, TrialState.FAIL), 2: None, 3: None}
 
 
 def test_a_trial_whose_process_is_silent_is_tried_again_but_not_for_ever(storage: Any) -> None:
@@ -160,6 +176,8 @@ def test_a_trial_whose_process_is_silent_is_tried_again_but_not_for_ever(storage
         with quiet_optuna():
             optuna.storages.fail_stale_trials(study)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL] * (MOST_RETRIES + 1)
+    last = (MOST_RETRIES, TrialState.FAIL)
+    assert _again(study) == {**dict.fromkeys(range(MOST_RETRIES), last), MOST_RETRIES: None}
 
 
 CURVES = [

@@ -85,6 +85,19 @@ def test_differences_are_over_the_same_items() -> None:
     assert "qk_mac_sparsity 0.25" in text
 
 
+def test_the_interval_that_decides_is_shown() -> None:
+    """Three wrong answers have no standard error, and yet prove nothing."""
+    found = TaskScores({"acc": Metric(0.0, 0.0, 3, 0.5), "f1": Metric(0.5, 0.25, 3)}, 3, 6, 1.0, 10, None)
+    low, high = wilson(0.0, 3)
+    lines = report("decode", {"piqa": found}, {"piqa": found}).lines
+    assert "in brackets 95 % intervals by Wilson's score" in lines[0]
+    shown = f"0.0 % [{100 * low:.1f}, {100 * high:.1f}]"
+    assert lines[1].count(shown) == 2
+    assert "at chance (50.0 %)" in lines[1]
+    assert "±" not in lines[1]
+    assert "50.0 % ± 25.0" in lines[2]
+
+
 @pytest.mark.parametrize(("value", "words"), [(0.52, "at"), (0.31, "below"), (0.78, "above")])
 def test_where_a_score_lies(value: float, words: str) -> None:
     found = TaskScores({"acc": Metric(value, 0.05, 100, chance=0.5)}, 100, 200, 1.0, 10, None)

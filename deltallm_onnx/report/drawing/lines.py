@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deltallm_onnx.byte_text import byte_text
 from deltallm_onnx.report.drawing.theme import (
     DASHES,
     MARKERS,
@@ -16,7 +17,7 @@ from deltallm_onnx.report.drawing.theme import (
     new_figure,
 )
 
-_KIB, _MIB = 1024, 1 << 20
+_KB = 1000
 
 
 def divergence_by_position(quality: Mapping[str, Any]) -> Picture:
@@ -65,22 +66,22 @@ def cache_growth(cache: Mapping[str, Any]) -> Picture:
     points = cache["points"]
     tokens = [point["tokens"] for point in points]
     for i, (name, per_token) in enumerate(cache["plain_bytes_per_token"].items()):
-        size = [per_token * count / _KIB for count in tokens]
+        size = [per_token * count / _KB for count in tokens]
         axes.plot(tokens, size, color=SERIES[6], linestyle=DASHES[i], linewidth=1.1, label=f"{name}, nothing held")
     for key, label, colour, marker in (
         ("allocated", "allocated", SERIES[4], "s"),
         ("in_use", "in use", SERIES[1], "o"),
     ):
-        axes.plot(tokens, [point[key] / _KIB for point in points], color=colour, marker=marker, label=label)
+        axes.plot(tokens, [point[key] / _KB for point in points], color=colour, marker=marker, label=label)
     _lengths(axes, tokens)
     logarithmic(axes)
     axes.set_xlabel("context, tokens")
-    axes.set_ylabel("keys and values, KiB")
+    axes.set_ylabel("keys and values, kB")
     legend_below(axes)
     last = points[-1]
     title = "Cache bytes against context length"
     told = (
-        f"{title}: {last['in_use'] / _MIB:.3g} MiB in use and {last['allocated'] / _MIB:.3g} MiB allocated at "
+        f"{title}: {byte_text(last['in_use'])} in use and {byte_text(last['allocated'])} allocated at "
         f"{last['tokens']} tokens."
     )
     return Picture("cache-bytes", title, told, figure)

@@ -66,7 +66,8 @@ def _series(trade_off: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     for source in trade_off["sources"]:
         points = [point for point in source["points"] if trade_off["saving"] in point and point["kl"] > 0]
         labels = {point.get("label") for point in points}
-        named = None not in labels and len(labels) <= len(SERIES)
+        # Every measurement of a calibration has settings of its own.
+        named = None not in labels and len(labels) <= len(SERIES) and source["kind"] != "calibration"
         for point in points:
             name = str(point["label"]) if named else f"{source['kind']}: {source['file']}"
             found.setdefault(name, []).append(point)
