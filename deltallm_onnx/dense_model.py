@@ -63,7 +63,7 @@ def open_dense_model(path: Path) -> DenseModel:
     for tensor in _external_initializers(model):
         _check_length(tensor, path)
     ir.external_data.set_base_dir(model.graph, folder)
-    return DenseModel(path, model, tuple(data_files), _sha256(path))
+    return DenseModel(path, model, tuple(data_files), file_sha256(path))
 
 
 def _check_length(tensor: ir.ExternalTensor, path: Path) -> None:
@@ -117,7 +117,8 @@ def refuse_external_attributes(dense: DenseModel) -> None:
                 )
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Of a file's content, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

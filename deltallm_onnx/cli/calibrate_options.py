@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import typer
 
 from deltallm_onnx.calibration.effort import EFFORTS
-from deltallm_onnx.cli.option_groups import takes
+from deltallm_onnx.cli.option_groups import one_of, takes
 from deltallm_onnx.cli.window import parse_window
 from deltallm_onnx.config import CacheFormat, DeltaConfig, Granularity, Prefill
 from deltallm_onnx.errors import DeltaLLMError
-
-
-def _one_of(kind: Any) -> str:
-    return " | ".join(get_args(kind))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +68,7 @@ class CandidateOptions:
         int | None, typer.Option(min=1, metavar="TOKENS", help="Context length for N% [default: the model's own].")
     ] = None
     sinks: Annotated[int | None, typer.Option(metavar="TOKENS", help="First tokens that stay exact.")] = None
-    granularity: Annotated[str | None, typer.Option(metavar=_one_of(Granularity), help="What is held at once.")] = None
+    granularity: Annotated[str | None, typer.Option(metavar=one_of(Granularity), help="What is held at once.")] = None
     rule: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Try only this rule; several times for several (docs/cli.md names them)."),
@@ -84,10 +80,10 @@ class CandidateOptions:
         float | None, typer.Option(metavar="ε", help="Leave out values below ε times the largest probability.")
     ] = None
     prefill: Annotated[
-        str | None, typer.Option(metavar=_one_of(Prefill), help="Whether prompts read held keys too.")
+        str | None, typer.Option(metavar=one_of(Prefill), help="Whether prompts read held keys too.")
     ] = None
     cache_format: Annotated[
-        str | None, typer.Option(metavar=_one_of(CacheFormat), help="Storage of keys and values; it is measured too.")
+        str | None, typer.Option(metavar=one_of(CacheFormat), help="Storage of keys and values; it is measured too.")
     ] = None
     effort: Annotated[str, typer.Option(metavar=" | ".join(EFFORTS), help="How much is measured.")] = "full"
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the confidence intervals.")] = 0

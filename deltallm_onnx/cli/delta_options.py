@@ -6,13 +6,13 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
 from deltallm_onnx.attention_plan import AttentionPlan
 from deltallm_onnx.calibration.plan_file import PlanOrigin, load_origin, load_plan
-from deltallm_onnx.cli.option_groups import takes
+from deltallm_onnx.cli.option_groups import one_of, takes
 from deltallm_onnx.cli.window import parse_window
 from deltallm_onnx.config import (
     PROFILE_NAMES,
@@ -25,10 +25,6 @@ from deltallm_onnx.config import (
     profile,
 )
 from deltallm_onnx.errors import DeltaLLMError
-
-
-def _one_of(kind: Any) -> str:
-    return " | ".join(get_args(kind))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +54,9 @@ class DeltaOptions:
         ),
     ] = None
     sinks: Annotated[int | None, typer.Option(metavar="TOKENS", help="First tokens that stay exact.")] = None
-    granularity: Annotated[str | None, typer.Option(metavar=_one_of(Granularity), help="What is held at once.")] = None
+    granularity: Annotated[str | None, typer.Option(metavar=one_of(Granularity), help="What is held at once.")] = None
     row_rule: Annotated[
-        str | None, typer.Option(metavar=_one_of(RowRule), help="What a row's change is held against.")
+        str | None, typer.Option(metavar=one_of(RowRule), help="What a row's change is held against.")
     ] = None
     refresh: Annotated[
         int | None, typer.Option(metavar="TOKENS", help="Restart the reference every so many tokens; 0 = never.")
@@ -69,13 +65,13 @@ class DeltaOptions:
         float | None, typer.Option(metavar="ε", help="Leave out values below ε times the largest probability.")
     ] = None
     prefill: Annotated[
-        str | None, typer.Option(metavar=_one_of(Prefill), help="Whether prompts read held keys too.")
+        str | None, typer.Option(metavar=one_of(Prefill), help="Whether prompts read held keys too.")
     ] = None
     cache_format: Annotated[
-        str | None, typer.Option(metavar=_one_of(CacheFormat), help="Storage of keys and values.")
+        str | None, typer.Option(metavar=one_of(CacheFormat), help="Storage of keys and values.")
     ] = None
     prefill_compute: Annotated[
-        str | None, typer.Option(metavar=_one_of(PrefillCompute), help="Arithmetic of prompts.")
+        str | None, typer.Option(metavar=one_of(PrefillCompute), help="Arithmetic of prompts.")
     ] = None
     unfused: Annotated[
         bool, typer.Option("--unfused", help="Write two small operators per layer instead of the fused one.")

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 
 def takes(group: type[Any], parameter: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -43,3 +43,8 @@ def takes(group: type[Any], parameter: str) -> Callable[[Callable[..., Any]], Ca
         return gathered
 
     return decorate
+
+
+def one_of(kind: Any) -> str:
+    """How the help writes the choices of a Literal."""
+    return " | ".join(get_args(kind))

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import typer
 
-from deltallm_onnx.cli.option_groups import takes
+from deltallm_onnx.cli.option_groups import one_of, takes
 from deltallm_onnx.cli.window import parse_window
 from deltallm_onnx.config import CacheFormat, Granularity
 from deltallm_onnx.errors import DeltaLLMError
-
-
-def _one_of(kind: Any) -> str:
-    return " | ".join(get_args(kind))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +29,7 @@ class SpaceOptions:
         float | None, typer.Option(metavar="X", help="Trials with a larger kl are of no use, and their kind avoided.")
     ] = None
     granularity: Annotated[
-        list[str] | None, typer.Option(metavar=_one_of(Granularity), help="Several times for several.")
+        list[str] | None, typer.Option(metavar=one_of(Granularity), help="Several times for several.")
     ] = None
     rule: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Several times for several (docs/cli.md names them).")
@@ -51,7 +47,7 @@ class SpaceOptions:
         str | None, typer.Option(metavar="ε,…", help="Values left out below ε times the largest probability.")
     ] = None
     cache_format: Annotated[
-        list[str] | None, typer.Option(metavar=_one_of(CacheFormat), help="Several times for several [default: all].")
+        list[str] | None, typer.Option(metavar=one_of(CacheFormat), help="Several times for several [default: all].")
     ] = None
 
     def windows(self, model_context: int | None) -> tuple[int, ...]:

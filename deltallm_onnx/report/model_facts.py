@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
+from deltallm_onnx.dense_model import file_sha256
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.external_data import check_external_data
 from deltallm_onnx.inspect import AttentionSiteInfo, Inspection, inspect_model
 from deltallm_onnx.runtime import read_model_file
 
 _REWRITTEN = "ai.deltallm::"
-_CHUNK_BYTES = 1 << 20
 
 
 def inspect_rewritten(path: Path) -> tuple[Inspection, tuple[AttentionSiteInfo, ...]]:
@@ -36,7 +35,7 @@ def model_section(path: Path, inspection: Inspection, sites: tuple[AttentionSite
     return {
         "file": path.name,
         "folder": path.resolve().parent.name,
-        "sha256": _sha256(path),
+        "sha256": file_sha256(path),
         "bytes": path.stat().st_size + sum(file.stat().st_size for file in data),
         "metadata": inspection.metadata,
         "layers": [
@@ -59,11 +58,3 @@ def _row_rule(site: AttentionSiteInfo) -> str | None:
     """Such as "absolute, weighted"; None where single channels are held."""
     rule = site.settings.get("row_rule")
     return f"{rule}, weighted" if rule is not None and site.row_weight else rule
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
