@@ -146,7 +146,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=MODEL, help="Hugging Face directory [default: models/demo]")
     parser.add_argument("--text", type=Path, help="to calibrate on [default: the model's calibration.txt]")
     parser.add_argument("--held-out", type=Path, help="to measure on [default: the model's validation.txt]")
-    parser.add_argument("--budget", action="append", help=f"repeatable [default: {', '.join(BUDGETS)}]")
+    parser.add_argument("--budget", action="append", help=f"repeatable [default: {', '.join(BUDGETS)}]".replace("%", "%%"))
     parser.add_argument("--calibration-windows", type=int, help="of the other [default: as a full calibration takes]")
     for granularity in get_args(Granularity):
         parser.add_argument(

@@ -2,6 +2,7 @@
 
     python scripts/demo.py --model models/demo
 
+Thresholds are found as `deltallm-onnx convert` finds them: by a short calibration on the bundled text, for --budget.
 Perplexity and divergence are measured with held keys active: over whole windows, with the model opened so that prompts
 are read as decoding reads (docs/spec.md section 3). Speed and bytes are those of the model as converted.
 """
@@ -14,6 +15,7 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deltallm_onnx.attention_plan import AttentionPlan
+from deltallm_onnx.calibration.default import DEFAULT_BUDGET, ShortCalibration
+from deltallm_onnx.calibration.request import request_for
+from deltallm_onnx.calibration.result import Calibration
 from deltallm_onnx.config import PROFILE_NAMES, DeltaConfig, profile
 from deltallm_onnx.convert import rewrite
 from deltallm_onnx.counters import Counters
@@ -69,7 +75,8 @@ def main() -> None:
     """Parse the arguments, run, and turn a refusal into one sentence."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--model", type=Path, required=True, help="directory of a Hugging Face model")
-    parser.add_argument("--profile", choices=PROFILE_NAMES, default="balanced")
+    parser.add_argument("--budget", help=f"what the thresholds may cost [default: {DEFAULT_BUDGET}]")
+    parser.add_argument("--profile", choices=PROFILE_NAMES, help="use this profile's threshold instead of calibrating")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder for the converted models")
     parser.add_argument("--text", type=Path, help="text to score on [default: validation.txt of the model]")
     parser.add_argument("--prompt", default=PROMPT)
@@ -90,11 +97,21 @@ def demonstrate(options: argparse.Namespace) -> None:
         raise DeltaLLMError(f"There is no model in {model} (no config.json): give its directory with --model.")
     text = _read_text(options.text or model / "validation.txt")
     context = context_length(model) or WINDOW_TOKENS
-    config = profile(options.profile, context)
+    if options.budget is not None and options.profile is not None:
+        raise DeltaLLMError("--budget asks for thresholds to be found, and --profile gives one: leave out one.")
+    config = profile(options.profile or "balanced", context)
     with console.status("") as status:
-        models = _prepare(model, out, config, options.threads, status.update)
+        export_model(model, _folder(out) / "dense.onnx", progress=status.update)
+        plan = None
+        if options.profile is None:
+            found = _calibrated(options, config, status.update)
+            config, plan = found.config, found.plan
+            console.print(f"[bold]{model}[/bold], calibrated on the bundled text")
+            console.print(*found.lines, sep="\n", markup=False, highlight=False)
+        else:
+            console.print(f"[bold]{model}[/bold], profile {options.profile}: {json.dumps(config.to_dict())}")
+        models = _prepare(out, config, plan, options.threads, status.update)
         tokenizer = TextTokenizer(out)
-        console.print(f"[bold]{model}[/bold], profile {options.profile}: {json.dumps(config.to_dict())}")
         _show_text(console, models, tokenizer, options.prompt)
         ids = tokenizer.encode(text)
         length = min(WINDOW_TOKENS, context - DECODED_TOKENS)
@@ -109,7 +126,8 @@ def demonstrate(options: argparse.Namespace) -> None:
     console.print(_table(results))
     console.print(_explanation(scores[0], length, options.threads), style="dim")
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    console.print(f"Written: {out / 'dense.onnx'}, {out / 'delta.onnx'}, {out / 'results.json'}.")
+    names = ("dense.onnx", "delta.onnx", *(() if plan is None else ("delta.deltallm.json",)), "results.json")
+    console.print(f"Written: {', '.join(str(out / name) for name in names)}.")
 
 
 def _read_text(path: Path) -> str:
@@ -119,14 +137,34 @@ def _read_text(path: Path) -> str:
         raise DeltaLLMError(f"Cannot read the text {path} ({error}): name one with --text.") from error
 
 
-def _prepare(model: Path, out: Path, config: DeltaConfig, threads: int | None, say: Any) -> Models:
-    """Export, rewrite, open."""
+def _folder(out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DeltaLLMError(f"Cannot make the folder {out} ({error}): give another one with --out.") from error
-    export_model(model, out / "dense.onnx", progress=say)
-    rewrite(out / "dense.onnx", out / "delta.onnx", config, progress=say)
+    return out
+
+
+def _calibrated(options: argparse.Namespace, config: DeltaConfig, say: Callable[[str], None]) -> Calibration:
+    """Thresholds as `convert` finds them, which are saved too."""
+    request = request_for(
+        options.budget or DEFAULT_BUDGET,
+        config,
+        v_skip=config.v_skip,
+        effort="short",
+        windows=(config.window,),
+        threads=options.threads,
+    )
+    found = ShortCalibration(str(options.model), request, insist=True)(options.out / "dense.onnx", say)
+    if isinstance(found, str):
+        raise DeltaLLMError(found)
+    found.save(options.out / "delta.deltallm.json")
+    return found
+
+
+def _prepare(out: Path, config: DeltaConfig, plan: AttentionPlan | None, threads: int | None, say: Any) -> Models:
+    """Rewrite, open."""
+    rewrite(out / "dense.onnx", out / "delta.onnx", config, plan=plan, progress=say)
     opened = [DecoderModel(out / f"{name}.onnx", threads=threads) for name in ("dense", "delta")]
     return Models(*opened, scored=delta_form(out / "delta.onnx", threads=threads))
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from deltallm_onnx.calibration.measurement import Measurement
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.evaluation.confidence import upper_limit
 
 Metric = Literal["kl", "ppl", "delta_sparsity", "kv_bytes"]
 
@@ -55,6 +56,20 @@ class Budget:
             return measured.counters.delta_sparsity
         per_token = measured.counters.kv_bytes_per_token
         return dense.counters.kv_bytes_per_token / per_token if self.ratio else per_token
+
+    def limit_value(self, measured: Measurement, dense: Measurement, confidence: float) -> float:
+        """What a loss stays below on more text of the kind, as far as the differences within this text tell.
+
+        Args:
+            measured: of the rewritten model.
+            dense: of the dense model, on the same windows.
+            confidence: as in `upper_limit`; counters are as they are.
+        """
+        if self.metric == "kl":
+            return upper_limit(measured.divergence, confidence)
+        if self.metric == "ppl":
+            return math.expm1(upper_limit(measured.loss - dense.loss, confidence))
+        return self.value(measured, dense)
 
     def progress(self, value: float) -> float:
         """The value, turned so that more held keys make it larger: bytes per token count downwards."""

@@ -119,7 +119,7 @@ def calibrate_dense(
         text=parts.to_dict(),
         model=model,
         settings={**request.to_dict(), "sampling": dataclasses.asdict(sampling)},
-        notes=_notes(request.budget, fitted, verified),
+        notes=_notes(request.budget, fitted, verified, fit.limit),
         environment=environment(),
         seconds=time.perf_counter() - began,
     )
@@ -161,7 +161,8 @@ class _Run:
         self._rules = {name: find_rule(request.config.granularity, name) for name in sampling.rules}
         self._maker = Maker(statistics, self._rules)
         self.curves: list[Curve] = []
-        self.search = Search(meter, self._maker, request.budget, find_effort(request.effort).trials)
+        trials = find_effort(request.effort).trials
+        self.search = Search(meter, self._maker, request.budget, trials, request.confidence)
 
     def fit(self) -> Fit:
         """The best plan that keeps the budget.
@@ -219,11 +220,11 @@ def _kind(rule: Rule, config: DeltaConfig) -> str:
     return "any" if mixed else rule.row_rule
 
 
-def _notes(budget: Budget, fitted: Reached, verified: Reached) -> list[str]:
-    """What a user should know, where the budget is not simply used up and kept."""
+def _notes(budget: Budget, fitted: Reached, verified: Reached, limit: float) -> list[str]:
+    """What a user should know, where the budget is not simply used up and kept; `limit` is that of the fit."""
     notes = []
     spent = budget.value(fitted.measured, fitted.dense)
-    if budget.spends and spent < (1 - MUCH_LEFT) * budget.limit:
+    if budget.spends and limit < (1 - MUCH_LEFT) * budget.limit:
         why = "no plan nearer to it was found"
         if fitted.measured.counters.delta_sparsity > NEARLY_ALL:
             why = "every key outside the window is held already"

@@ -9,11 +9,14 @@ from deltallm_onnx.calibration.budget import Budget, parse_budget
 from deltallm_onnx.calibration.effort import find_effort
 from deltallm_onnx.calibration.rules import find_rule
 from deltallm_onnx.config import DeltaConfig
+from deltallm_onnx.errors import DeltaLLMError
 
 #: ε tried where the user gives none and the effort is full; above, the loss grows faster than what is left out.
 V_SKIPS = (0.0, 3e-4, 1e-3, 3e-3)
 #: Exact windows tried then, in tokens.
 WINDOWS = (32, 64, 128)
+#: Share of calibrations that should keep their budget on more text of the kind.
+CONFIDENCE = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +31,13 @@ class Request:
         v_skips: ε to choose from, in ascending order; empty takes the config's.
         rules: names, of the config's granularity; None leaves the choice to the effort.
         effort: "full" or "short".
+        confidence: with which a loss should keep the budget on more text of the kind, ½ … 0.99; ½ spends all of it on
+            the search part's mean.
         seed: of the confidence intervals.
         threads: intra-op threads; None leaves the choice to ONNX Runtime.
 
     Raises:
-        DeltaLLMError: for an unknown effort or rule.
+        DeltaLLMError: for an unknown effort or rule, and a confidence out of range.
     """
 
     budget: Budget
@@ -41,11 +46,14 @@ class Request:
     v_skips: tuple[float, ...] = ()
     rules: tuple[str, ...] | None = None
     effort: str = "full"
+    confidence: float = CONFIDENCE
     seed: int = 0
     threads: int | None = None
 
     def __post_init__(self) -> None:
         find_effort(self.effort)
+        if not 0.5 <= self.confidence <= 0.99:
+            raise DeltaLLMError(f"The confidence {self.confidence:g} is out of range: give one from 0.5 to 0.99.")
         for rule in self.rules or ():
             find_rule(self.config.granularity, rule)
         for window in self.windows:
@@ -55,6 +63,7 @@ class Request:
         """As JSON-ready values, without what stands elsewhere in a result."""
         return {
             "effort": self.effort,
+            "confidence": self.confidence,
             "windows": list(self.windows or (self.config.window,)),
             "v_skips": list(self.v_skips or (self.config.v_skip,)),
             "rules": None if self.rules is None else list(self.rules),
@@ -71,6 +80,7 @@ def request_for(
     v_skip: float | None = None,
     rules: tuple[str, ...] | None = None,
     effort: str = "full",
+    confidence: float = CONFIDENCE,
     seed: int = 0,
     threads: int | None = None,
 ) -> Request:
@@ -83,6 +93,7 @@ def request_for(
         v_skip: ε; None is not said.
         rules: as in `Request`.
         effort: as in `Request`.
+        confidence: as in `Request`.
         seed: as in `Request`.
         threads: as in `Request`.
 
@@ -97,6 +108,7 @@ def request_for(
         v_skips=() if v_skip is not None else V_SKIPS if full else (),
         rules=rules,
         effort=effort,
+        confidence=confidence,
         seed=seed,
         threads=threads,
     )

@@ -41,6 +41,7 @@ class Tried:
         knob: cost given to the allocation, in nats per token.
         factor: by which all scales were multiplied.
         value: of the budget's metric.
+        limit: what the value stays below with the confidence asked for; the budget is held against it.
         kl: nats per token.
         perplexity_increase: over the dense model's, minus 1.
         delta_sparsity: counter.
@@ -51,6 +52,7 @@ class Tried:
     knob: float
     factor: float
     value: float
+    limit: float
     kl: float
     perplexity_increase: float
     delta_sparsity: float
@@ -71,6 +73,7 @@ class Fit:
         allocation: the choices behind them.
         measured: its numbers on the search part.
         value: of the budget's metric.
+        limit: what the value stays below with the confidence asked for.
     """
 
     config: DeltaConfig
@@ -78,6 +81,7 @@ class Fit:
     allocation: Allocation
     measured: Measurement
     value: float
+    limit: float
 
 
 class UnreachableError(DeltaLLMError):
@@ -88,7 +92,7 @@ class UnreachableError(DeltaLLMError):
         distance: how far that is from the budget, larger being further.
     """
 
-    def __init__(self, budget: Budget, best: float, config: DeltaConfig) -> None:
+    def __init__(self, budget: Budget, best: float, config: DeltaConfig, confidence: float = 0.5) -> None:
         self.best, self.distance = best, abs(budget.progress(best) - budget.target)
         settings = f"window {config.window}, {plural(config.sinks, 'sink')} and {config.cache_format} caches"
         hint = ""
@@ -96,9 +100,10 @@ class UnreachableError(DeltaLLMError):
             config.granularity == "element" or config.cache_format not in PACKED_FORMATS
         ):
             hint = " Held keys free no bytes there: use --granularity row and --cache-format int8 or int4."
+        sure = f" with a confidence of {confidence:.0%}" if budget.spends and confidence > 0.5 else ""
         super().__init__(
             f"The budget {budget.text} cannot be met with {settings}: the best reachable is {budget.show(best)} on the "
-            f"search part of the text.{hint or ' Give another budget, window or cache format.'}"
+            f"search part of the text{sure}.{hint or ' Give another budget, window or cache format.'}"
         )
 
     def adding(self, sentence: str) -> Self:
@@ -115,14 +120,16 @@ class Search:
         maker: of plans.
         budget: to keep.
         max_trials: plans measured per call of `fit`, at most, beside the two ends.
+        confidence: with which a loss keeps the budget on more text of the kind; ½ takes the mean itself.
 
     Attributes:
         maker: of plans; may be replaced between calls.
         tried: every plan measured, in order.
     """
 
-    def __init__(self, meter: Meter, maker: Maker, budget: Budget, max_trials: int) -> None:
+    def __init__(self, meter: Meter, maker: Maker, budget: Budget, max_trials: int, confidence: float = 0.5) -> None:
         self._meter, self.maker, self._budget, self._max_trials = meter, maker, budget, max_trials
+        self._confidence = confidence
         self._dense = meter.dense("search")
         self.tried: list[Tried] = []
 
@@ -146,7 +153,7 @@ class Search:
 
         nothing = Trial(-1.0, at(-1.0))
         if budget.spends and nothing.value > budget.target:
-            raise UnreachableError(budget, seen[-1.0, 1.0].value, config)
+            raise UnreachableError(budget, self._believed(seen[-1.0, 1.0]), config, self._confidence)
         low, high = Trial(0.0, nothing.value), Trial(frontier.highest, at(frontier.highest))
         if high.value <= budget.target:
             if not budget.spends and high.value < budget.target:
@@ -170,13 +177,13 @@ class Search:
         return seen[knob, factor]
 
     def _believed(self, fit: Fit) -> float:
-        """The value, but for a perplexity that hardly moves while the predictions do.
+        """The limit, but for a perplexity that hardly moves while the predictions do.
 
         On text that a model predicts badly, less context may even help; a budget is not kept by that.
         """
         if self._budget.metric != "ppl":
-            return fit.value
-        return max(fit.value, math.expm1(fit.measured.kl / MOST_UNSEEN))
+            return fit.limit
+        return max(fit.limit, math.expm1(fit.measured.kl / MOST_UNSEEN))
 
     def _stretch(self, at: Callable[[float], float], value: float) -> float:
         """A factor on all scales, 1 or more, that uses what a jump of the allocation left over."""
@@ -214,6 +221,7 @@ class Search:
         plan = self.maker.plan(allocation, factor)
         measured = self._meter.measure("search", config, plan)
         value = self._budget.value(measured, self._dense)
+        limit = self._budget.limit_value(measured, self._dense, self._confidence)
         counters = measured.counters
         self.tried.append(
             Tried(
@@ -221,13 +229,14 @@ class Search:
                 knob=knob,
                 factor=factor,
                 value=value,
+                limit=limit,
                 kl=measured.kl,
                 perplexity_increase=measured.perplexity_increase(self._dense),
                 delta_sparsity=counters.delta_sparsity,
                 kv_bytes_per_token=counters.kv_bytes_per_token,
             )
         )
-        return Fit(config, plan, allocation, measured, value)
+        return Fit(config, plan, allocation, measured, value, limit)
 
 
 def most_plans(max_trials: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+#: Stretches of a text that count as one draw each: neighbouring windows are of one chapter, or of one book.
+STRETCHES = 8
 #: Resamples; the ends of a 95 % interval of so many move by about one per cent of its width with the seed.
 REPLICATES = 10_000
 
@@ -75,6 +78,27 @@ def divergence_interval(values: npt.NDArray[np.float64], seed: int = 0) -> tuple
     return scaled_interval(lambda ends: np.maximum(ends, 0), values, seed)
 
 
+def upper_limit(values: npt.NDArray[np.float64], confidence: float) -> float:
+    """What the mean over more text of the kind stays below, as far as the differences within this text tell.
+
+    Student's one-sided limit from the means of up to `STRETCHES` stretches of neighbouring windows: windows that stand
+    next to each other are alike, and taken one by one they would promise too much (the method of batch means).
+
+    Args:
+        values: one number per window [N], in the order of the text.
+        confidence: share of such limits that lie above the true mean, ≥ ½ and < 1; ½ is the mean itself.
+
+    Returns:
+        The limit; the mean for N < 2, which say nothing about their spread.
+    """
+    mean = float(values.mean())
+    if len(values) < 2 or confidence <= 0.5:
+        return mean
+    stretches = np.array([part.mean() for part in np.array_split(values, min(STRETCHES, len(values)))])
+    error = float(stretches.std(ddof=1)) / math.sqrt(len(stretches))
+    return mean + student_quantile(1 - confidence, len(stretches) - 1) * error
+
+
 def _student_interval(values: npt.NDArray[np.float64], level: float) -> npt.NDArray[np.float64]:
     N = len(values)
     half = student_quantile((1 - level) / 2, N - 1) * values.std(axis=0, ddof=1) / math.sqrt(N)
@@ -86,6 +110,7 @@ def _expanded_tail(tail: float, N: int) -> float:
     return statistics.NormalDist().cdf(-math.sqrt(N / (N - 1)) * student_quantile(tail, N - 1))
 
 
+@functools.lru_cache
 def student_quantile(tail: float, nu: int) -> float:
     """The t > 0 that Student's variable with ν ≥ 1 degrees of freedom exceeds with probability `tail` < ½.
 

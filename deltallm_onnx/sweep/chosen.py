@@ -85,6 +85,7 @@ def _tried(trial: TrialResult, space: Space, budget: Budget) -> Tried:
         knob=space.predicted_kl(trial.candidate),
         factor=1.0,
         value=value(trial, budget),
+        limit=value(trial, budget),
         kl=numbers["kl"],
         perplexity_increase=numbers["perplexity_increase"],
         delta_sparsity=numbers["delta_sparsity"],

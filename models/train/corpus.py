@@ -7,7 +7,9 @@ row is given on the command line.
 
 from __future__ import annotations
 
+import bisect
 import csv
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,3 +74,11 @@ def excerpt(text: str, size: int) -> str:
             break
         kept.append(paragraph)
     return "\n\n".join(kept)
+
+
+def spread_excerpts(text: str, size: int, count: int) -> list[str]:
+    """Excerpts of whole paragraphs, about `size` bytes in all: at the beginning, 1 / `count` of it further, …."""
+    paragraphs = text.split("\n\n")
+    ends = list(itertools.accumulate(len(paragraph.encode("utf-8")) + 2 for paragraph in paragraphs))
+    starts = [bisect.bisect_left(ends, ends[-1] * number / count) for number in range(count)]
+    return [excerpt("\n\n".join(paragraphs[start:]), size // count) for start in starts]

@@ -18,7 +18,9 @@ from deltallm_onnx.config import DeltaConfig
 ROWS = DeltaConfig(window=8, cache_format="int8")
 
 
-def prepared(meter: FormulaMeter, text: str, config: DeltaConfig = ROWS, **changes: float) -> tuple[Search, Frontier]:
+def prepared(
+    meter: FormulaMeter, text: str, config: DeltaConfig = ROWS, confidence: float = 0.5, **changes: float
+) -> tuple[Search, Frontier]:
     maker = Maker(meter.layers, meter.rules)
     sampling = sample(
         EFFORTS["full"], granularity="row", rules=tuple(meter.rules), layers=len(meter.layers), heads=5, windows=2
@@ -26,7 +28,7 @@ def prepared(meter: FormulaMeter, text: str, config: DeltaConfig = ROWS, **chang
     curves = measure_curves(meter, maker, config, sampling)
     for name, value in changes.items():
         setattr(meter, name, value)
-    return Search(meter, maker, parse_budget(text), 12), Frontier(curves)
+    return Search(meter, maker, parse_budget(text), 12, confidence), Frontier(curves)
 
 
 def fitted(meter: FormulaMeter, text: str, **changes: float) -> Fit:
@@ -45,6 +47,25 @@ def test_a_perplexity_is_kept_and_used_up() -> None:
     fit = fitted(FormulaMeter(), "ppl=+1%")
     assert 0.0095 <= fit.value <= 0.01
     assert fit.value == pytest.approx(math.expm1(fit.measured.kl), rel=1e-6)  # the formula's loss
+
+
+@pytest.mark.parametrize("text", ["kl=0.01", "ppl=+1%"])
+@pytest.mark.parametrize(("confidence", "quantile"), [(0.5, 0.0), (0.8, 1.3763819), (0.95, 6.3137515)])
+def test_a_confidence_keeps_the_upper_limit_within_the_budget(text: str, confidence: float, quantile: float) -> None:
+    """Two windows of kl·(1 ± spread): a standard error of spread·kl, and Student's quantile of one degree."""
+    search, frontier = prepared(FormulaMeter(), text, confidence=confidence, spread=0.1)
+    fit = search.fit(ROWS, frontier)
+    limit = fit.measured.kl * (1 + 0.1 * quantile)
+    spent = limit if text.startswith("kl") else math.expm1(limit)
+    assert fit.limit == pytest.approx(spent, rel=1e-6)
+    assert 0.0095 <= fit.limit <= 0.01
+    assert [tried.limit for tried in search.tried if tried.value == fit.value] == [fit.limit]
+
+
+def test_a_floor_below_the_budget_is_refused_where_its_upper_limit_is_above() -> None:
+    search, frontier = prepared(FormulaMeter(), "kl=0.01", confidence=0.8, spread=0.2, floor=0.0095)
+    with pytest.raises(UnreachableError, match=r"best reachable is kl=0\.0121\d on .* with a confidence of 80%"):
+        search.fit(ROWS, frontier)
 
 
 @pytest.mark.parametrize("share", [-0.1, 0.0, 0.2])

@@ -30,6 +30,24 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
+def test_thresholds_are_calibrated_unless_a_profile_is_named(model: Path, tmp_path: Path) -> None:
+    outcome = demo("--model", model, "--out", tmp_path / "out", "--budget", "kl=0.003", "--threads", 1)
+    assert outcome.returncode == 0, outcome.stderr
+    plan = json.loads((tmp_path / "out" / "delta.deltallm.json").read_text())
+    assert plan["budget"]["text"] == "kl=0.003"
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["config"]["window"] == plan["config"]["window"] == 6
+    assert results["measured"]["delta_sparsity, scoring"][1] > 0
+    assert "delta.deltallm.json" in outcome.stdout
+
+
+def test_a_budget_and_a_profile_are_one_too_many(model: Path, tmp_path: Path) -> None:
+    outcome = demo("--model", model, "--out", tmp_path / "out", "--budget", "kl=0.01", "--profile", "paper")
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    assert outcome.stderr.startswith("error: --budget asks for thresholds to be found")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_whole_demonstration(model: Path, tmp_path: Path) -> None:
     outcome = demo("--model", model, "--out", tmp_path / "out", "--profile", "paper", "--threads", 1)
     assert outcome.returncode == 0, outcome.stderr

@@ -25,7 +25,7 @@ class FormulaMeter:
     sensitivity·share^4; a layer's worse rule costs three times that. All heads together cost
     floor + total·(1 + (interaction − 1)·total/(total + 0.01)).
 
-    The loss rises by loss_share of the divergence.
+    The loss rises by loss_share of the divergence, and the two windows lie `spread` of it below and above the mean.
 
     Args:
         merges: whether held rows free bytes.
@@ -33,7 +33,7 @@ class FormulaMeter:
 
     def __init__(self, *, merges: bool = True) -> None:
         self.interaction, self.floor, self.most, self._merges = 1.0, 0.0, 1.0, merges
-        self.loss_share = 1.0
+        self.loss_share, self.spread = 1.0, 0.0
         self.rules: dict[str, Rule] = {name: RULES["row", name] for name in ("relative", "absolute")}
         self.better_rules = {0: "relative", 3: "absolute"}
         random = np.random.default_rng(8)
@@ -99,4 +99,5 @@ class FormulaMeter:
             freed = held if self._merges else 0.0 * held
             counts[:, 6] = np.round(2 * row_bytes * TOKENS * 2 * (0.1 + 0.9 * (1 - freed)))
             statistics.append(counts)
-        return Measurement(np.full(2, kl), np.full(2, 3.0 + self.loss_share * kl), tuple(statistics), TOKENS, 0.1)
+        divergence = kl * np.array([1 - self.spread, 1 + self.spread])
+        return Measurement(divergence, 3.0 + self.loss_share * divergence, tuple(statistics), TOKENS, 0.1)

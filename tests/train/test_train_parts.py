@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from batches import BOS_ID, FIRST_TEXT_ID, IGNORED, WindowSource
-from corpus import MANIFEST, books_of, excerpt, read_manifest
+from corpus import MANIFEST, books_of, excerpt, read_manifest, spread_excerpts
 from errors import UserError
 from evaluate import local_mask
 from loss import CHUNK, tied_cross_entropy
@@ -108,6 +108,20 @@ def test_tokenizer_refuses_too_little_text() -> None:
 def test_excerpt_ends_with_a_paragraph() -> None:
     assert excerpt("aaaa\n\nbbbb\n\ncccc", 12) == "aaaa\n\nbbbb"
     assert excerpt("a" * 50, 10) == "a" * 50
+
+
+def test_excerpts_are_spread_over_the_text_and_do_not_overlap() -> None:
+    paragraphs = [f"{number:02}" + "é" * (3 + number % 4) for number in range(60)]
+    text = "\n\n".join(paragraphs)
+    found = spread_excerpts(text, len(text.encode("utf-8")) // 3, 4)
+    firsts = [paragraphs.index(part.split("\n\n")[0]) for part in found]
+    assert firsts[0] == 0
+    assert [round(first / 15) for first in firsts] == [0, 1, 2, 3]
+    taken = [paragraph for part in found for paragraph in part.split("\n\n")]
+    assert len(set(taken)) == len(taken)
+    assert set(taken) <= set(paragraphs)
+    most = len(text.encode("utf-8")) // 3 // 4
+    assert all(most - 14 <= len(part.encode("utf-8")) <= most for part in found)  # a paragraph has 14 bytes at most
 
 
 def test_manifest_holds_out_whole_books() -> None:
