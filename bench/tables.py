@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/performance.md, and the plot, from the committed records.
+"""Write the tables of README.md, docs/performance.md and docs/memory.md, and the plot, from the committed records.
 
     python -m bench.tables          # tables, between the pages' markers
     python -m bench.tables --plot   # and docs/performance.svg; needs pip install '.[bench]'
@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.arm64_counts_table import per_token_table
 from bench.geometry import GEOMETRIES
+from bench.runner_memory_table import memory_table
 from bench.script import refusals, script_parser
 from bench.slopes import Axis, per_past_token, per_query_and_key
 from bench.slopes import slopes as slopes_of
@@ -23,7 +25,7 @@ from deltallm_onnx.errors import DeltaLLMError
 
 RECORDS = Path(__file__).parent / "records"
 _ROOT = Path(__file__).resolve().parents[1]
-PAGES = (_ROOT / "README.md", _ROOT / "docs" / "performance.md")
+PAGES = (_ROOT / "README.md", _ROOT / "docs" / "performance.md", _ROOT / "docs" / "memory.md")
 PLOT = _ROOT / "docs" / "performance.svg"
 
 Record = Mapping[str, Any]
@@ -339,6 +341,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "errors": lambda: errors([load(f"attention-{suite}-{_LLAMA}") for suite in ("decode", "prompt")]),
     "whole model": lambda: whole_model(load(f"whole-model-{_LLAMA}")),
     "whole model, memory": lambda: whole_model_memory(load(f"whole-model-{_LLAMA}")),
+    "instructions, cortex-a53": lambda: per_token_table(load(f"arm64-counts-{_LLAMA}"), "cortex-a53"),
+    "instructions, cortex-a76": lambda: per_token_table(load(f"arm64-counts-{_LLAMA}"), "cortex-a76"),
+    "C++ program, memory": lambda: memory_table(load(f"runner-memory-{_LLAMA}")),
 }
 
 
@@ -363,16 +368,25 @@ def filled(page: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> tuple
     return _MARKED.sub(renewed, page), problems
 
 
+def fill_page(page: Path, tables: Mapping[str, Callable[[], str]] = TABLES) -> None:
+    """Renew the tables of a page in place; on stderr, a line per table that could not be made.
+
+    Raises:
+        DeltaLLMError: as `filled`.
+    """
+    text, problems = filled(page.read_text(encoding="utf-8"), tables)
+    page.write_text(text, encoding="utf-8")
+    for problem in problems:
+        print(f"{page.name}, left as it was: {problem}", file=sys.stderr)
+
+
 def main() -> None:
     parser = script_parser("bench.tables", __doc__)
     parser.add_argument("--plot", action="store_true", help="draw docs/performance.svg too")
     options = parser.parse_args()
     with refusals():
         for page in PAGES:
-            text, problems = filled(page.read_text(encoding="utf-8"))
-            page.write_text(text, encoding="utf-8")
-            for problem in problems:
-                print(f"{page.name}, left as it was: {problem}", file=sys.stderr)
+            fill_page(page)
         if options.plot:
             from bench.plot import draw  # noqa: PLC0415  # matplotlib is an extra
 

@@ -30,18 +30,19 @@ from deltallm_onnx.model_folder import (
     check_new_folder,
     copy_side_files,
     find_model,
-    refuse_another_model,
     renamed_in_config,
 )
 from deltallm_onnx.passes import RewriteReport, rewrite_model
 from deltallm_onnx.preflight import check_disk
 from deltallm_onnx.source_config import read_source_config
+from deltallm_onnx.staged_export import staged_export
 from deltallm_onnx.weights.formats import WeightFormat
 from deltallm_onnx.weights.notes import weight_notes
 from deltallm_onnx.weights.report import WeightsReport
 from deltallm_onnx.weights.store import refuse_quantised, store_weights
 
 if TYPE_CHECKING:  # a rewrite opens no session, and needs no ONNX Runtime
+    from deltallm_onnx.calibration.default import Calibrator
     from deltallm_onnx.calibration.plan_file import PlanOrigin
     from deltallm_onnx.calibration.result import Calibration
 
@@ -85,11 +86,13 @@ class ConvertReport:
         weights: WeightsReport | None = None,
         notes: tuple[str, ...] = (),
         begin: float,
+        calibration: Calibration | None = None,
     ) -> ConvertReport:
         """The report on files that are in place, the .onnx file first; `begin` is from time.perf_counter."""
         size = sum(file.stat().st_size for file in files)
-        notes = (*notes, *weight_notes(weights))
-        return cls(files[0], tuple(files), config, report, weights, notes, size, time.perf_counter() - begin)
+        notes = (*notes, *weight_notes(weights, cost_told=calibration is not None))
+        seconds = time.perf_counter() - begin
+        return cls(files[0], tuple(files), config, report, weights, notes, size, seconds, calibration)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -237,7 +240,7 @@ def convert(
     context: int | None = None,
     weights: WeightFormat | None = None,
     ternary_bits: int = 2,
-    calibrate: Callable[[Path, Progress], Calibration | str] | None = None,
+    calibrate: Calibrator | None = None,
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Trace a Hugging Face causal language model and rewrite its attention.
@@ -259,7 +262,7 @@ def convert(
         weights: how to store the weight matrices; None is float32, and codes for the ternary ones of BitNet models.
         ternary_bits: of those codes: 2, or 4 for ONNX Runtime before 1.28.
         context: see `rewrite`; None leaves `int4` caches without a fixed size, which onnxruntime-genai cannot allocate.
-        calibrate: finds the thresholds of the dense model at this path, such as
+        calibrate: finds the thresholds of the dense model, such as
             `deltallm_onnx.calibration.default.ShortCalibration`; its config and plan are then taken instead of those
             given, and `<stem>.deltallm.json` is written beside the model. A sentence instead says why there are none.
         progress: see `rewrite`.
@@ -268,27 +271,19 @@ def convert(
         DeltaLLMError: for a model that cannot be read, traced or rewritten, a path that cannot be written, and where
             torch or transformers are not installed; nothing is written then.
     """
-    from deltallm_onnx.export import export_model  # noqa: PLC0415 - `rewrite` needs no torch
-
     begin, out_path, say = time.perf_counter(), Path(out_path), progress or _silent
     options = _Options(config, unfused, statistics, allow_partial, copy_library, context, weights, plan, origin)
-    check_model_path(out_path)
-    if Path(model).is_dir():
-        refuse_another_model(Path(model), out_path)  # before minutes of tracing; what the hub names is not here yet
-    with staged(out_path) as folder:
-        # What the user is told is where the files will be, not where they grow.
-        exported = export_model(
-            model,
-            folder / out_path.name,
-            weights=weights,
-            ternary_bits=ternary_bits,
-            progress=lambda line: say(line.replace(str(folder), str(out_path.parent))),
-        )
-        refuse_another_model(folder, out_path)
-        calibration = None if calibrate is None else calibrate(exported.path, say)
+    exporting = staged_export(
+        model, out_path, weights=weights, ternary_bits=ternary_bits, say=say, keep_before=calibrate is not None
+    )
+    with exporting as staging:
+        folder, exported = staging.folder, staging.report
+        calibration: Calibration | str | None = None
+        if calibrate is not None:
+            calibration = calibrate(exported.path, say, before=staging.before, weights=_stored(weights))
         if calibration is not None and not isinstance(calibration, str):
             options = dataclasses.replace(options, config=calibration.config, plan=calibration.plan)
-            calibration = calibration.noting(_weights_on_top(weights, model, out_path))
+            calibration = calibration.noting(_weights_on_top(_stored(weights), calibration, model, out_path))
             calibration.save(calibration_path(folder / out_path.name))
         dense = open_dense_model(exported.path)
         plan_notes = options.notes(dense)
@@ -308,17 +303,29 @@ def convert(
     notes = (memory, *exported.notes, *plan_notes, *notes)
     if isinstance(calibration, str):
         notes, calibration = (*notes, calibration), None
-    done = ConvertReport.of(files, options.config, report, weights=exported.weights, notes=notes, begin=begin)
-    return dataclasses.replace(done, calibration=calibration)
+    return ConvertReport.of(
+        files,
+        options.config,
+        report,
+        weights=exported.weights,
+        notes=notes,
+        begin=begin,
+        calibration=calibration,
+    )
 
 
-def _weights_on_top(weights: WeightFormat | None, model: str | Path, out_path: Path) -> tuple[str, ...]:
+def _stored(weights: WeightFormat | None) -> str:
+    """Name of the format that weights lose something by; empty where there is none."""
+    return "" if weights is None or weights.name == "float32" else weights.name
+
+
+def _weights_on_top(stored: str, calibration: Calibration, model: str | Path, out_path: Path) -> tuple[str, ...]:
     """A calibration compares with the model as it is stored, which is not all that a user loses."""
-    if weights is None or weights.name == "float32":
+    if not stored or calibration.weights is not None:
         return ()
     note = (
-        f"the budget is kept against the same {weights.name} weights, and what these cost comes on top: measure both "
-        f"with 'deltallm-onnx eval {out_path} --baseline {model} --text FILE'."
+        f"the budget is kept against the same {stored} weights, and what these cost comes on top and was not measured: "
+        f"measure both with 'deltallm-onnx eval {out_path} --baseline {model} --text FILE'."
     )
     return (note,)
 

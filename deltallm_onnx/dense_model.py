@@ -16,8 +16,6 @@ from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.external_data import check_external_data
 from deltallm_onnx.runtime.model_file import read_model_file
 
-_CHUNK_BYTES = 1 << 20
-
 
 @dataclasses.dataclass(frozen=True)
 class DenseModel:
@@ -119,8 +117,5 @@ def refuse_external_attributes(dense: DenseModel) -> None:
 
 def file_sha256(path: Path) -> str:
     """Of a file's content, in hex."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

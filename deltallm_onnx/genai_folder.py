@@ -138,7 +138,7 @@ def fit_genai_folder(
     search["past_present_share_buffer"] = True
     notes = [*_fit_windows(decoder), *_fit_caches(genai, data, model, config, context)]
     if library is None:
-        notes.append(_library_missing(config))
+        notes.append(library_missing(config))
     else:
         decoder.setdefault("session_options", {})[_LIBRARY_KEY] = _copy_library(library, folder)
         notes.append(
@@ -299,7 +299,8 @@ def _copy_library(library: Path, folder: Path) -> str:
     return target.name
 
 
-def _library_missing(config: DeltaConfig) -> str:
+def library_missing(config: DeltaConfig) -> str:
+    """What onnxruntime-genai does with a rewritten model without the operator library, one sentence."""
     what = (
         "cannot run the model"
         if config.cache_format in PACKED_FORMATS

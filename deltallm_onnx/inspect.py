@@ -1,4 +1,4 @@
-"""What is inside an .onnx file: its attention sites, their settings and its caches, without loading weights."""
+"""What is inside an .onnx or .ort file: its attention sites, their settings and its caches, without loading weights."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from deltallm_onnx.config import Granularity
 from deltallm_onnx.dense_model import open_dense_model, quiet
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.hold_rules import rule_name
 from deltallm_onnx.packed_sizes import PACKED_FORMATS, bytes_per_row
 from deltallm_onnx.passes.match import find_layers, infer_missing_shapes
 from deltallm_onnx.passes.site import AttentionSite, Declined
 from deltallm_onnx.runtime.library import ops_library_path
-from deltallm_onnx.runtime.model_file import read_model_file
+from deltallm_onnx.runtime.model_file import ORT_SUFFIX
+from deltallm_onnx.runtime.ort_file import read_graph
 
 _DOMAIN = "ai.deltallm"
 
@@ -51,6 +55,8 @@ class AttentionSiteInfo:
         threshold: smallest and largest θ; None for dense attention and where they cannot be read.
         settings: the node's other attributes; of decomposed attention what they would be, or why it is not understood.
         row_weight: whether the norms of rows have channel weights.
+        rule: by which keys are held, as `calibrate --rule` calls it; None for dense attention and where the node does
+            not say.
     """
 
     layer: int
@@ -62,6 +68,7 @@ class AttentionSiteInfo:
     threshold: tuple[float, float] | None
     settings: dict[str, Any]
     row_weight: bool = False
+    rule: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +88,8 @@ class Inspection:
         has_fallback: whether the file carries function bodies of `ai.deltallm` operators.
         library: path of the operator library, if there is one on this machine.
         library_problem: why there is none.
+        ort_form: of a rewritten .ort: "operator", where it calls the library's kernels, or "fallback", where delta
+            attention is written out in standard operators and no site is left to see.
     """
 
     path: str
@@ -93,6 +102,7 @@ class Inspection:
     has_fallback: bool
     library: str | None
     library_problem: str | None
+    ort_form: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-ready values."""
@@ -100,12 +110,12 @@ class Inspection:
 
 
 def inspect_model(path: Path) -> Inspection:
-    """Describe an .onnx file, dense or rewritten.
+    """Describe an .onnx or .ort file, dense or rewritten.
 
     Raises:
-        DeltaLLMError: where it is not a readable ONNX model (`read_model_file`).
+        DeltaLLMError: where it is not a readable model (`read_graph`).
     """
-    model = read_model_file(path)
+    model = read_graph(path)
     library, problem = None, None
     try:
         library = str(ops_library_path())
@@ -125,12 +135,20 @@ def inspect_model(path: Path) -> Inspection:
         has_fallback=bool(bodies),
         library=library,
         library_problem=problem,
+        ort_form=_ort_form(path, model),
     )
+
+
+def _ort_form(path: Path, model: onnx.ModelProto) -> str | None:
+    if path.suffix != ORT_SUFFIX or not any(entry.key == "deltallm.config" for entry in model.metadata_props):
+        return None
+    return "operator" if any(node.domain == _DOMAIN for node in model.graph.node) else "fallback"
 
 
 def _all_sites(path: Path, model: onnx.ModelProto) -> tuple[AttentionSiteInfo, ...]:
     """Operators as they stand in the file, and decomposed attention as the matchers see it."""
-    if not any(_may_be_decomposed(node) for node in model.graph.node):
+    # The matchers know what exporters write, not what ONNX Runtime's optimizations leave of it in an .ort.
+    if path.suffix == ORT_SUFFIX or not any(_may_be_decomposed(node) for node in model.graph.node):
         return _sites(path, model, frozenset())
     dense = open_dense_model(path)
     with quiet():
@@ -187,6 +205,9 @@ def _sites(path: Path, model: onnx.ModelProto, elsewhere: frozenset[str]) -> tup
             # The cache's last dimension counts bytes; a flat query has all heads side by side.
             packed_heads = (heads or 0) + (0 if node.input[1] else 2 * (kv_heads or 0))
             head_size = query[2] // packed_heads if len(query) == 3 and packed_heads else None
+        theta = _table(node, _THRESHOLD_INPUT, initializers, path.resolve().parent)
+        weights = _table(node, _ROW_WEIGHT_INPUT, initializers, path.resolve().parent)
+        weighted = key[0] == _DOMAIN and any(node.input[_ROW_WEIGHT_INPUT : _ROW_WEIGHT_INPUT + 1])
         sites.append(
             AttentionSiteInfo(
                 layer=_layer(past_name, len(sites)),
@@ -195,9 +216,10 @@ def _sites(path: Path, model: onnx.ModelProto, elsewhere: frozenset[str]) -> tup
                 num_heads=heads or None,
                 kv_num_heads=kv_heads or None,
                 head_size=head_size or None,
-                threshold=_threshold(node, initializers, path.resolve().parent),
+                threshold=None if theta is None else (float(theta.min()), float(theta.max())),
                 settings=settings,
-                row_weight=key[0] == _DOMAIN and any(node.input[_ROW_WEIGHT_INPUT : _ROW_WEIGHT_INPUT + 1]),
+                row_weight=weighted,
+                rule=None if theta is None else _rule(settings, theta, weighted=weighted and not _is_one(weights)),
             )
         )
     return tuple(sites)
@@ -208,12 +230,13 @@ def _layer(past_name: str, position: int) -> int:
     return int(found.group(1)) if found else position
 
 
-def _threshold(
-    node: onnx.NodeProto, initializers: dict[str, onnx.TensorProto], folder: Path
-) -> tuple[float, float] | None:
-    if node.domain != _DOMAIN or len(node.input) <= _THRESHOLD_INPUT:
+def _table(
+    node: onnx.NodeProto, index: int, initializers: dict[str, onnx.TensorProto], folder: Path
+) -> npt.NDArray[Any] | None:
+    """An input of a node of ours that holds numbers per head or channel; None where there is none to read."""
+    if node.domain != _DOMAIN or len(node.input) <= index:
         return None
-    tensor = initializers.get(node.input[_THRESHOLD_INPUT])
+    tensor = initializers.get(node.input[index])
     if tensor is None:
         return None
     try:
@@ -221,7 +244,21 @@ def _threshold(
         values = numpy_helper.to_array(tensor, str(folder))
     except (OSError, TypeError, ValueError, onnx.checker.ValidationError):
         return None  # of another size than its shape says; running the model is refused, describing it need not be
-    return (float(values.min()), float(values.max())) if values.size else None
+    return values if values.size else None
+
+
+def _is_one(weights: npt.NDArray[Any] | None) -> bool:
+    """Whether weights change nothing: float caches share one function, and layers without weights then have these."""
+    return weights is not None and bool((weights == 1).all())
+
+
+def _rule(settings: dict[str, Any], theta: npt.NDArray[Any], *, weighted: bool) -> str | None:
+    granularity = settings.get("granularity")
+    if granularity not in get_args(Granularity):
+        return None
+    per_channel = theta.ndim > 1 and bool((theta != theta[..., :1]).any())
+    row_rule = str(settings.get("row_rule", "relative"))
+    return rule_name(str(granularity), row_rule, weighted=weighted, per_channel=per_channel)
 
 
 def _cache_bytes(model: onnx.ModelProto) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.genai_folder import GENAI_CONFIG, GenaiFolder
+from deltallm_onnx.runtime.model_file import ORT_SUFFIX
 
 #: What tells models apart that share a folder, and what one would take from the other.
 _IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -70,12 +71,13 @@ def refuse_another_model(source: Path, out_path: Path) -> None:
 
     Args:
         source: the folder whose configuration and tokenizer come beside the model.
-        out_path: the .onnx file that will be written.
+        out_path: the model file that will be written.
 
     Raises:
         DeltaLLMError: naming the file that would be lost.
     """
-    others = sorted(path.name for path in out_path.parent.glob("*.onnx") if path.name != out_path.name)
+    models = (path for suffix in (".onnx", ORT_SUFFIX) for path in out_path.parent.glob(f"*{suffix}"))
+    others = sorted(path.name for path in models if path.name != out_path.name)
     if not others and out_path.is_file():
         return
     for name in _IDENTITY:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,19 +28,22 @@ def scratch_folder(parent: Path, kind: str) -> Iterator[Path]:
 
     Args:
         parent: an existing folder, on a file system with room.
-        kind: of the files, part of the name; folders of other kinds are left alone.
+        kind: of the files, or the name of the one that is made: part of the folder's name. Folders of other kinds are
+            left alone.
     """
     prefix = f".{kind}."
-    for other in parent.glob(f"{prefix}*{_SUFFIX}"):
+    for other in parent.glob(f"{glob.escape(prefix)}*{_SUFFIX}"):
         _remove_if_left(other)
     with tempfile.TemporaryDirectory(prefix=prefix, suffix=_SUFFIX, dir=parent, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         new = folder / f"{_LOCK}.new"
         with new.open("wb") as lock:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                # Under its own name it is there only when it is held: nobody takes a folder that is just being made.
-                new.rename(folder / _LOCK)
+            # A file system without locks has none held either: the folder then stays if this process is killed.
+            with contextlib.suppress(OSError):
+                if fcntl is not None:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    # Under its own name it is there only when held: nobody takes a folder that is just being made.
+                    new.rename(folder / _LOCK)
             yield folder
 
 

@@ -13,6 +13,7 @@ import deltallm_onnx
 from deltallm_onnx.attention_plan import AttentionPlan, LayerGeometry
 from deltallm_onnx.config import DeltaConfig, FloatFormat
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.hold_rules import form_label
 from deltallm_onnx.packed_sizes import PACKED_FORMATS
 from deltallm_onnx.passes import naming
 from deltallm_onnx.passes.attach_functions import AttachFunctionsPass
@@ -206,8 +207,8 @@ def _rules(plan: AttentionPlan | None) -> list[str]:
     """The kinds of rules in a plan and how many layers have each."""
     if plan is None:
         return []
-    kinds = Counter(entry.form for entry in plan.layers)
-    listed = ", ".join(f"{form} in {plural(count, 'layer')}" for form, count in kinds.items())
+    kinds = Counter(form_label(entry.form) for entry in plan.layers)
+    listed = ", ".join(f"{label} in {plural(count, 'layer')}" for label, count in kinds.items())
     return [f"thresholds of the plan {plan.sha256[:12]}: {listed}"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.baselines.budgets import CALIBRATED, COSTS, DELTA, FAMILIES
-from deltallm_onnx.errors import DeltaLLMError
+from bench.pyplot import pyplot, save_svg
 
 #: What is drawn above: measured values, and the value of a row of the record.
 _PANELS = (("KL, whole window", 0), ("KL, last quarter of the window", 1))
@@ -41,16 +41,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     Raises:
         DeltaLLMError: without matplotlib.
     """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415  # an extra
-
-        mpl.use("svg")
-        from matplotlib import pyplot as plt  # noqa: PLC0415  # the same
-    except ImportError as error:
-        raise DeltaLLMError("The plot needs matplotlib: pip install '.[bench]'.") from error
-    # No date and no random identifiers: the same record gives the same file.
-    mpl.rcParams |= {"svg.hashsalt": "deltallm", "svg.fonttype": "none", "font.size": 9}
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7.5), layout="constrained", sharey="row", sharex="col")
+    figure, axes = pyplot().subplots(2, 2, figsize=(10, 7.5), layout="constrained", sharey="row", sharex="col")
     for line, (label, quarter) in zip(axes, _PANELS, strict=True):
         for panel, cost, unit in zip(line, COSTS, (1, 1024), strict=True):
             for number, family in enumerate(FAMILIES):
@@ -68,8 +59,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     own = record["settings"]
     title = f"{own['model']}, {own['windows']} held-out windows of {own['tokens']} tokens; below and left is better"
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path, format="svg", metadata={"Date": None})
-    plt.close(figure)
+    save_svg(figure, path)
 
 
 def _draw_family(panel: Any, family: str, number: int, drawn: Sequence[tuple[float, float]]) -> None:

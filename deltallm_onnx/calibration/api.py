@@ -9,15 +9,14 @@ from pathlib import Path
 
 from deltallm_onnx.calibration.calibrate import Progress, Silent, calibrate_dense
 from deltallm_onnx.calibration.effort import find_effort
-from deltallm_onnx.calibration.journal import Journal
+from deltallm_onnx.calibration.journal import Journal, journal_path
 from deltallm_onnx.calibration.request import Request
 from deltallm_onnx.calibration.result import Calibration
 from deltallm_onnx.calibration.search import UnreachableError
 from deltallm_onnx.calibration.source import ModelFiles, opened_model
-from deltallm_onnx.calibration.text import BUNDLED, read_text, split_text
+from deltallm_onnx.calibration.text import BUNDLED, TextParts, read_text, split_text
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.export.output import check_writable
-from deltallm_onnx.plural import plural
 from deltallm_onnx.runtime.tokenizer import TextTokenizer
 
 
@@ -68,18 +67,23 @@ def calibrate(
     """
     out_path, show = Path(out_path), progress or Silent()
     check_writable(out_path)
-    journal = Journal(out_path.with_name(f"{out_path.name}.journal"), resume=resume)
+    if corpus is not None and corpus.files:
+        read_text(
+            corpus.files, text_key=corpus.text_key
+        )  # a text that is not there is refused before a model is traced
+    journal = Journal(journal_path(out_path), resume=resume)
     if len(journal):
-        show.note(
-            f"{journal.path} has {plural(len(journal), 'measurement')}: those that are needed here are not repeated"
-        )
+        show.note(journal.told)
     with opened_model(str(model), out_path.parent, show.step) as files:
+        if files.note:
+            show.note(files.note)
         try:
             found = calibrate_files(files, request, corpus, journal=journal, scratch=out_path.parent, progress=show)
         except UnreachableError as error:
             raise error.adding(
                 f"The measurements stay in {journal.path}, and calibrating for another budget goes on from them."
             ) from None
+    found = found.noting([files.note] if files.note else [])
     found.save(out_path)
     with contextlib.suppress(OSError):  # the result is there; a journal left over does no harm
         journal.remove()
@@ -108,6 +112,29 @@ def calibrate_files(
     Raises:
         DeltaLLMError: as `calibrate`.
     """
+    parts = text_parts(files, request, corpus)
+    return calibrate_dense(
+        files.dense,
+        parts,
+        request,
+        model=files.to_dict(),
+        journal=journal,
+        folder=scratch,
+        progress=progress,
+    )
+
+
+def text_parts(files: ModelFiles, request: Request, corpus: Corpus | None = None) -> TextParts:
+    """The windows of text that a calibration reads.
+
+    Args:
+        files: the model, whose tokenizer lies beside it.
+        request: see `calibrate`.
+        corpus: see `calibrate`.
+
+    Raises:
+        DeltaLLMError: for a text that cannot be read or is too short, and for windows in which nothing could be held.
+    """
     corpus = corpus or Corpus()
     texts: Sequence[Path] = corpus.files or (BUNDLED,)
     name = ", ".join(str(file) for file in corpus.files) or "the bundled text"
@@ -120,15 +147,7 @@ def calibrate_files(
         windows=corpus.windows or find_effort(request.effort).windows,
     )
     _refuse_short_windows(request, parts.search.shape[1])
-    return calibrate_dense(
-        files.dense,
-        parts,
-        request,
-        model=files.to_dict(),
-        journal=journal,
-        folder=scratch,
-        progress=progress,
-    )
+    return parts
 
 
 def _refuse_short_windows(request: Request, tokens: int) -> None:

@@ -13,8 +13,14 @@ from typing import Any
 
 from deltallm_onnx.calibration.measurement import Measurement
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.plural import plural
 
 _HEADER = {"format": "deltallm-calibration-journal", "version": 1}
+
+
+def journal_path(result: Path) -> Path:
+    """Where the measurements lie until the result is written: beside it."""
+    return result.with_name(f"{result.name}.journal")
 
 
 class Journal:
@@ -40,6 +46,11 @@ class Journal:
     def __len__(self) -> int:
         """Measurements."""
         return len(self._known)
+
+    @property
+    def told(self) -> str:
+        """What to say of measurements of an earlier run."""
+        return f"{self.path} has {plural(len(self), 'measurement')}: those that are needed here are not repeated"
 
     def find(self, key: str) -> Measurement | None:
         """The measurement with this key, if it was made before."""

@@ -33,6 +33,10 @@ class Reference:
     Args:
         windows: token ids [N, S], S ≥ 2.
         folder: where the file grows.
+
+    Attributes:
+        windows: as given.
+        seconds: wall time of the dense model's calls.
     """
 
     def __init__(self, windows: npt.NDArray[np.int64], folder: Path) -> None:
@@ -40,7 +44,7 @@ class Reference:
         self._folder = folder
         self._log_p: Any = None
         self._loss = np.zeros(len(windows))
-        self._seconds = 0.0
+        self.seconds = 0.0
 
     def fill(self, model: DecoderModel, on_window: Callable[[], None]) -> None:
         """Read all windows with the dense model.
@@ -57,7 +61,7 @@ class Reference:
             cache = model.new_cache(limit=S)
             began = time.perf_counter()
             logits = model.step(window[None], cache)[0][0, :-1]
-            self._seconds += time.perf_counter() - began
+            self.seconds += time.perf_counter() - began
             if self._log_p is None:
                 shape = (N, *logits.shape)
                 check_disk(self._folder, 4 * int(np.prod(shape)), "The dense model's predictions on the text")
@@ -75,7 +79,7 @@ class Reference:
             counts = np.zeros((layer.kv_num_heads, COLUMNS), np.int64)
             counts[:, _KV_BYTES] = 2 * 4 * layer.head_size * N * S
             statistics.append(counts)
-        return Measurement(np.zeros(N), self._loss, tuple(statistics), S, self._seconds)
+        return Measurement(np.zeros(N), self._loss, tuple(statistics), S, self.seconds)
 
     def loss(self, count: int) -> npt.NDArray[np.float64]:
         """The dense model's mean negative log-likelihood in each of the first `count` windows."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,10 @@ from deltallm_onnx.calibration.budget import Budget
 from deltallm_onnx.calibration.measurement import Measurement
 from deltallm_onnx.calibration.plan_file import FORMAT, VERSION
 from deltallm_onnx.calibration.search import Tried
+from deltallm_onnx.calibration.weights_cost import WeightsCost
 from deltallm_onnx.config import DeltaConfig
 from deltallm_onnx.evaluation.confidence import divergence_interval, scaled_interval
-from deltallm_onnx.export.output import staged
+from deltallm_onnx.export.output import write_json
 from deltallm_onnx.plural import plural
 
 Interval = tuple[float, float]
@@ -97,6 +97,7 @@ class Calibration:
         notes: what a user should know, one sentence each.
         environment: machine and versions.
         seconds: wall time.
+        weights: what the weights' storage costs by itself; None where they are as they were, or it was not measured.
     """
 
     config: DeltaConfig
@@ -113,6 +114,7 @@ class Calibration:
     notes: Sequence[str]
     environment: Mapping[str, Any]
     seconds: float
+    weights: WeightsCost | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of deltallm.json."""
@@ -124,6 +126,7 @@ class Calibration:
             "rules": {str(layer): rule for layer, rule in self.rules.items()},
             "budget": self.budget.to_dict(),
             "reached": {"calibration": self.calibration.to_dict(), "verification": self.verification.to_dict()},
+            "weights": None if self.weights is None else {**self.weights.to_dict(), "with_attention": self._together},
             "text": dict(self.text),
             "model": dict(self.model),
             "settings": dict(self.settings),
@@ -138,7 +141,7 @@ class Calibration:
     def summary(self) -> dict[str, Any]:
         """What was asked for and reached, without the thresholds and measurements behind it."""
         whole = self.to_dict()
-        return {key: whole[key] for key in ("budget", "reached", "rules", "text", "notes", "seconds")}
+        return {key: whole[key] for key in ("budget", "reached", "weights", "rules", "text", "notes", "seconds")}
 
     def noting(self, notes: Sequence[str]) -> Calibration:
         """The same with more notes."""
@@ -150,9 +153,7 @@ class Calibration:
         Raises:
             DeltaLLMError: where the disk refuses it.
         """
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
-        with staged(path) as folder:
-            (folder / path.name).write_text(text, encoding="utf-8")
+        write_json(path, self.to_dict())
 
     @property
     def lines(self) -> list[str]:
@@ -180,7 +181,28 @@ class Calibration:
         ]
         lines[4] += f"{measured.perplexity_increase(reached.dense):+z.2%}{ppl}"
         lines[-1] += "decoding was not timed"
+        if self.weights is not None:
+            together = self._together
+            ppl = _brackets(together["perplexity_increase_interval"], "+z.2%")
+            lines.append(self.weights.line)
+            lines.append(
+                f"weights and delta attention together: perplexity {together['baseline_perplexity']:.3f} → "
+                f"{together['perplexity']:.3f}, {together['perplexity_increase']:+z.2%}{ppl}"
+            )
         return [*lines, *(f"note: {note}" for note in self.notes)]
+
+    @property
+    def _together(self) -> dict[str, Any]:
+        """What the verification part costs against the weights as they were; both were read on the same windows."""
+        if self.weights is None:
+            return {}
+        before, after = self.weights.baseline_loss, self.verification.measured.loss
+        return {
+            "perplexity": self.verification.measured.perplexity,
+            "baseline_perplexity": float(np.exp(before.mean())),
+            "perplexity_increase": float(np.expm1((after - before).mean())),
+            "perplexity_increase_interval": _ends(scaled_interval(np.expm1, after - before, self.verification.seed)),
+        }
 
     @property
     def _settings(self) -> str:
@@ -196,6 +218,6 @@ def _ends(interval: Interval | None) -> list[float] | None:
     return None if interval is None else list(interval)
 
 
-def _brackets(interval: Interval | None, form: str) -> str:
+def _brackets(interval: Sequence[float] | None, form: str) -> str:
     """Behind the number that it is of."""
     return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,58 +9,13 @@ import numpy.typing as npt
 
 from deltallm_onnx.attention_plan import LayerPlan
 from deltallm_onnx.calibration.statistics import LayerStatistics
-from deltallm_onnx.config import Granularity, RowRule
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.hold_rules import RULES, Rule, find_rule
+
+__all__ = ["RULES", "Rule", "find_rule", "layer_plan"]
 
 #: Channels whose queries are smaller than this share of the head's largest count as that large: θ stays finite.
 _SMALLEST_QUERY = 1e-6
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """A way to turn a scale α ≥ 0 per KV head into the threshold of docs/spec.md section 2. α = 0 holds nothing new.
-
-    Attributes:
-        name: as in RULES.
-        granularity: of the layers it makes.
-        row_rule: of the layers it makes; not read with granularity "element".
-        weighted: whether rows are weighted by the root mean square of their queries.
-    """
-
-    name: str
-    granularity: Granularity
-    row_rule: RowRule = "relative"
-    weighted: bool = False
-
-
-_RULES = (
-    Rule("uniform", "element"),
-    Rule("sigma", "element"),
-    Rule("query", "element"),
-    Rule("relative", "row", "relative"),
-    Rule("absolute", "row", "absolute"),
-    Rule("query", "row", "absolute", weighted=True),
-    Rule("query-relative", "row", "relative", weighted=True),
-)
-
-#: Every rule by granularity and name. With σ_c = key_std and r_c = query_rms of a channel:
-#: element: θ_c = α ("uniform"), α·σ_c ("sigma"), α / r_c ("query": every channel may add the same error to a score);
-#: row: ‖δ‖ ≤ α‖k‖ ("relative"), ‖δ‖ ≤ α ("absolute"), ‖r∘δ‖ ≤ α ("query": the expected error of a score, as far as
-#: query channels are independent), ‖r∘δ‖ ≤ α‖r∘k‖ ("query-relative").
-RULES: dict[tuple[Granularity, str], Rule] = {(rule.granularity, rule.name): rule for rule in _RULES}
-
-
-def find_rule(granularity: Granularity, name: str) -> Rule:
-    """The rule of this name.
-
-    Raises:
-        DeltaLLMError: where the granularity has none of that name, listing those it has.
-    """
-    rule = RULES.get((granularity, name))
-    if rule is None:
-        names = ", ".join(known for kind, known in RULES if kind == granularity)
-        raise DeltaLLMError(f"Granularity {granularity} has no rule {name!r}: choose one of {names}.")
-    return rule
 
 
 def layer_plan(

@@ -7,12 +7,15 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import onnx_ir as ir
+
 from deltallm_onnx.calibration.meter import files_sha256
 from deltallm_onnx.dense_model import open_dense_model
 from deltallm_onnx.genai_folder import read_genai_folder
 from deltallm_onnx.model_folder import find_model
 from deltallm_onnx.runtime.side_files import context_length
 from deltallm_onnx.scratch_folder import scratch_folder
+from deltallm_onnx.weights.quantised import quantised_operators
 from deltallm_onnx.weights_digest import weights_sha256
 
 
@@ -26,6 +29,8 @@ class ModelFiles:
         sha256: of the .onnx file and its data files, in hex.
         weights_sha256: of the weights alone, which a model traced under another name has too.
         context: the model's context length in tokens, if known.
+        quantised: operators that take quantised weights, see `quantised_operators`; empty for a model traced here, as
+            tracing loses nothing.
     """
 
     dense: Path
@@ -33,6 +38,7 @@ class ModelFiles:
     sha256: str
     weights_sha256: str
     context: int | None
+    quantised: str = ""
 
     @classmethod
     def of(cls, dense: Path, name: str) -> ModelFiles:
@@ -43,7 +49,18 @@ class ModelFiles:
         """
         opened = open_dense_model(dense)
         digest = files_sha256([dense, *opened.data_files])
-        return cls(dense, name, digest, weights_sha256(opened.model), context_length(dense.parent))
+        found = quantised_operators(node.op_type for node in ir.traversal.RecursiveGraphIterator(opened.model.graph))
+        return cls(dense, name, digest, weights_sha256(opened.model), context_length(dense.parent), found)
+
+    @property
+    def note(self) -> str:
+        """What to say of quantised weights; empty where there are none."""
+        return (
+            f"{self.name} has quantised weights ({self.quantised}), and it is the baseline: what is measured is what "
+            "delta attention costs on top of them, not what quantising them cost."
+            if self.quantised
+            else ""
+        )
 
     def to_dict(self) -> dict[str, str]:
         """For the result."""
@@ -74,4 +91,4 @@ def opened_model(model: str, scratch: Path, say: Callable[[str], None]) -> Itera
             dense = folder / "dense.onnx"
             # The user knows nothing of the file that is traced meanwhile.
             export_model(model, dense, progress=lambda line: say(line.replace(f"Writing {dense}", "Writing its graph")))
-            yield ModelFiles.of(dense, model)
+            yield dataclasses.replace(ModelFiles.of(dense, model), quantised="")

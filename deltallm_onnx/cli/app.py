@@ -20,10 +20,12 @@ from deltallm_onnx.cli.eval import eval_command
 from deltallm_onnx.cli.inspect import inspect_command
 from deltallm_onnx.cli.interrupt import EXIT_INTERRUPTED, Interrupted
 from deltallm_onnx.cli.output import print_error
+from deltallm_onnx.cli.package import package_command
 from deltallm_onnx.cli.report import report_command
 from deltallm_onnx.cli.rewrite import rewrite_command
 from deltallm_onnx.cli.run import run_command
 from deltallm_onnx.cli.sweep import sweep_command
+from deltallm_onnx.cli.usage_errors import usage_sentence
 from deltallm_onnx.errors import DeltaLLMError
 
 #: Bad input, a refused request, a wrong option.
@@ -52,6 +54,7 @@ app.command("run")(run_command)
 app.command("bench")(bench_command)
 app.command("report")(report_command)
 app.command("eval")(eval_command)
+app.command("package")(package_command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -109,7 +112,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001  # the outermost handler: a bug is told in a sentence too
         # Typer wraps click in some versions and contains it in others; both mark usage errors by this method.
         if hasattr(error, "format_message"):
-            print_error(error.format_message())
+            print_error(usage_sentence(error.format_message(), arguments))
             return EXIT_REFUSED
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()

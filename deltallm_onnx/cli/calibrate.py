@@ -14,6 +14,7 @@ from deltallm_onnx.cli.calibrate_options import (
     takes_text_options,
 )
 from deltallm_onnx.cli.calibrate_progress import shown_progress
+from deltallm_onnx.cli.interrupt import keeping_measurements
 from deltallm_onnx.cli.output import print_json
 from deltallm_onnx.cli.plan_hint import plan_hint
 from deltallm_onnx.runtime.side_files import context_length
@@ -41,7 +42,8 @@ def calibrate_command(
 ) -> None:
     """Find thresholds that keep a budget, and say on other text what they cost and give."""
     from deltallm_onnx.calibration.api import Corpus, calibrate  # noqa: PLC0415  # lazily: the passes take a while
-    from deltallm_onnx.calibration.request import request_for  # noqa: PLC0415
+    from deltallm_onnx.calibration.journal import journal_path  # noqa: PLC0415
+    from deltallm_onnx.calibration.request import CONFIDENCE, request_for  # noqa: PLC0415
 
     folder = Path(model) if Path(model).is_dir() else Path(model).parent
     request = request_for(
@@ -51,11 +53,13 @@ def calibrate_command(
         v_skip=candidates.v_skip,
         rules=tuple(candidates.rule) if candidates.rule else None,
         effort=candidates.effort,
+        confidence=CONFIDENCE if candidates.confidence is None else candidates.confidence,
         seed=candidates.seed,
         threads=candidates.threads,
     )
     text = Corpus(corpus.files, corpus.text_key, corpus.window_tokens, corpus.text_windows)
-    with shown_progress() as progress:
+    again = "the same command goes on from there" if resume else "the command goes on from there without --no-resume"
+    with keeping_measurements(journal_path(out), again), shown_progress() as progress:
         found = calibrate(model, out, request, text, resume=resume, progress=progress)
     if json_output:
         print_json(found.to_dict())

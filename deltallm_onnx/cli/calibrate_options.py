@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from deltallm_onnx.calibration.effort import EFFORTS
+from deltallm_onnx.cli.knobs import Context, OneGranularity, PromptReading, Refresh, Sinks, VSkip
 from deltallm_onnx.cli.option_groups import one_of, takes
+from deltallm_onnx.cli.whole_numbers import at_least
 from deltallm_onnx.cli.window import parse_window
-from deltallm_onnx.config import CacheFormat, DeltaConfig, Granularity, Prefill
+from deltallm_onnx.config import CacheFormat, DeltaConfig
 from deltallm_onnx.errors import DeltaLLMError
 
 
@@ -36,9 +38,8 @@ class TextOptions:
     ] = None
 
     def __post_init__(self) -> None:
-        for name, value, least in (("window-tokens", self.window_tokens, 2), ("text-windows", self.text_windows, 3)):
-            if value is not None and value < least:
-                raise DeltaLLMError(f"{name} is {value}: give a whole number of at least {least}.")
+        at_least("window-tokens", self.window_tokens, 2)
+        at_least("text-windows", self.text_windows, 3)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -64,33 +65,36 @@ class CandidateOptions:
         str | None,
         typer.Option(metavar="TOKENS|N%,…", help="Newest tokens that stay exact; of several, the best is taken."),
     ] = None
-    context: Annotated[
-        int | None, typer.Option(min=1, metavar="TOKENS", help="Context length for N% [default: the model's own].")
-    ] = None
-    sinks: Annotated[int | None, typer.Option(metavar="TOKENS", help="First tokens that stay exact.")] = None
-    granularity: Annotated[str | None, typer.Option(metavar=one_of(Granularity), help="What is held at once.")] = None
+    context: Context = None
+    sinks: Sinks = None
+    granularity: OneGranularity = None
     rule: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Try only this rule; several times for several (docs/cli.md names them)."),
     ] = None
-    refresh: Annotated[
-        int | None, typer.Option(metavar="TOKENS", help="Restart the reference every so many tokens; 0 = never.")
-    ] = None
-    v_skip: Annotated[
-        float | None, typer.Option(metavar="ε", help="Leave out values below ε times the largest probability.")
-    ] = None
-    prefill: Annotated[
-        str | None, typer.Option(metavar=one_of(Prefill), help="Whether prompts read held keys too.")
-    ] = None
+    refresh: Refresh = None
+    v_skip: VSkip = None
+    prefill: PromptReading = None
     cache_format: Annotated[
         str | None, typer.Option(metavar=one_of(CacheFormat), help="Storage of keys and values; it is measured too.")
     ] = None
     effort: Annotated[str, typer.Option(metavar=" | ".join(EFFORTS), help="How much is measured.")] = "full"
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the confidence intervals.")] = 0
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P", help="With which kl and ppl are kept on more text of the kind, 0.5–0.99 [default: 0.7]."
+        ),
+    ] = None
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the confidence intervals.")] = 0
     threads: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Threads within an operator [default: ONNX Runtime's choice]."),
+        typer.Option(metavar="N", help="Threads within an operator [default: ONNX Runtime's choice]."),
     ] = None
+
+    def __post_init__(self) -> None:
+        at_least("context", self.context, 1)
+        at_least("seed", self.seed, 0)
+        at_least("threads", self.threads, 1)
 
     def config(self) -> DeltaConfig:
         """The global settings, but for the window.

@@ -11,6 +11,8 @@ import typer
 from deltallm_onnx.cli.conversion import run_conversion
 from deltallm_onnx.cli.delta_options import DeltaOptions, takes_delta_options
 from deltallm_onnx.cli.dense_export import export_dense
+from deltallm_onnx.cli.interrupt import keeping_measurements
+from deltallm_onnx.cli.ort_options import OrtOptions, takes_ort_options
 from deltallm_onnx.cli.short_calibration import short_calibration
 from deltallm_onnx.cli.weights_options import WeightsOptions, takes_weights_options
 from deltallm_onnx.errors import DeltaLLMError
@@ -19,11 +21,12 @@ from deltallm_onnx.runtime.side_files import context_length
 
 @takes_delta_options
 @takes_weights_options
+@takes_ort_options
 def convert_command(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Directory with config.json and safetensors, or a hub id.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The model to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .onnx or .ort model to write.")],
     *,
     budget: Annotated[
         str | None,
@@ -47,8 +50,9 @@ def convert_command(
     ] = 2,
     options: DeltaOptions,
     storage: WeightsOptions,
+    ort: OrtOptions,
 ) -> None:
-    """Trace a Hugging Face causal language model, rewrite its attention, and write an .onnx model."""
+    """Trace a Hugging Face causal language model, rewrite its attention, and write an .onnx or .ort model."""
     weights = storage.resolve()
     if Path(model).is_file() and Path(model).suffix == ".onnx":
         raise DeltaLLMError(
@@ -56,13 +60,19 @@ def convert_command(
             f"'deltallm-onnx rewrite {model} {out}'."
         )
     if dense:
+        if ort.wanted(out):
+            raise DeltaLLMError(f"--dense writes an .onnx, for rewrite and --baseline: end {out} in .onnx.")
         if budget is not None or calibrate is not None:
             raise DeltaLLMError("--dense leaves out delta attention: leave out --budget and --calibrate.")
         export_dense(model, out, options, weights=weights, ternary_bits=ternary_bits)
         return
     config = options.resolve(context_length(Path(model)))
-    calibration = short_calibration(model, config, options, budget=budget, wanted=calibrate)
+    calibration = short_calibration(model, out, config, options, budget=budget, wanted=calibrate)
     from deltallm_onnx.convert import convert  # noqa: PLC0415  # lazily: torch takes seconds to import
 
     action = functools.partial(convert, ternary_bits=ternary_bits, calibrate=calibration)
-    run_conversion(action, "Converting", model, out, config=config, options=options, weights=weights)
+    again = "the same command traces the model anew and goes on from there"
+    with keeping_measurements(None if calibration is None else calibration.journal, again):
+        run_conversion(
+            ort.applied(action, out), "Converting", model, out, config=config, options=options, weights=weights
+        )

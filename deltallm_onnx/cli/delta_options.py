@@ -12,19 +12,13 @@ import typer
 
 from deltallm_onnx.attention_plan import AttentionPlan
 from deltallm_onnx.calibration.plan_file import PlanOrigin, load_origin, load_plan
+from deltallm_onnx.cli.knobs import OneGranularity, PromptReading, Refresh, Sinks, VSkip
 from deltallm_onnx.cli.option_groups import one_of, takes
+from deltallm_onnx.cli.whole_numbers import at_least
 from deltallm_onnx.cli.window import parse_window
-from deltallm_onnx.config import (
-    PROFILE_NAMES,
-    CacheFormat,
-    DeltaConfig,
-    Granularity,
-    Prefill,
-    PrefillCompute,
-    RowRule,
-    profile,
-)
+from deltallm_onnx.config import PROFILE_NAMES, CacheFormat, DeltaConfig, PrefillCompute, profile
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.hold_rules import RULES, find_rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,25 +42,23 @@ class DeltaOptions:
     context: Annotated[
         int | None,
         typer.Option(
-            min=1,
             metavar="TOKENS",
             help="Context length for N%, and for int4 caches in onnxruntime-genai [default: the model's own].",
         ),
     ] = None
-    sinks: Annotated[int | None, typer.Option(metavar="TOKENS", help="First tokens that stay exact.")] = None
-    granularity: Annotated[str | None, typer.Option(metavar=one_of(Granularity), help="What is held at once.")] = None
-    row_rule: Annotated[
-        str | None, typer.Option(metavar=one_of(RowRule), help="What a row's change is held against.")
+    sinks: Sinks = None
+    granularity: OneGranularity = None
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="By which changes are held: relative, absolute, uniform, or one that only a calibration can follow "
+            "(docs/cli.md names them).",
+        ),
     ] = None
-    refresh: Annotated[
-        int | None, typer.Option(metavar="TOKENS", help="Restart the reference every so many tokens; 0 = never.")
-    ] = None
-    v_skip: Annotated[
-        float | None, typer.Option(metavar="ε", help="Leave out values below ε times the largest probability.")
-    ] = None
-    prefill: Annotated[
-        str | None, typer.Option(metavar=one_of(Prefill), help="Whether prompts read held keys too.")
-    ] = None
+    refresh: Refresh = None
+    v_skip: VSkip = None
+    prefill: PromptReading = None
     cache_format: Annotated[
         str | None, typer.Option(metavar=one_of(CacheFormat), help="Storage of keys and values.")
     ] = None
@@ -105,6 +97,7 @@ class DeltaOptions:
             DeltaLLMError: for a value out of range, an unreadable file, an unknown profile, and a window that depends
                 on a context nobody knows.
         """
+        at_least("context", self.context, 1)
         if self.calibrated is not None:
             self._refuse_beside_plan()
         context = model_context if self.context is None else self.context
@@ -112,7 +105,7 @@ class DeltaOptions:
         said: dict[str, Any] = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(DeltaConfig)
-            if getattr(self, field.name) is not None
+            if getattr(self, field.name, None) is not None
         }
         if self.window is not None:
             said["window"] = parse_window(self.window, context)
@@ -124,7 +117,23 @@ class DeltaOptions:
                     "config.json beside the model): give --context TOKENS or --window TOKENS."
                 )
             base = profile(self.profile) if context is None else profile(self.profile, context)
-        return base.replace(**{**from_file, **said})
+        config = base.replace(**{**from_file, **said})
+        return (
+            config if self.rule is None else config.replace(row_rule=find_rule(config.granularity, self.rule).row_rule)
+        )
+
+    def refuse_rule_to_calibrate(self, config: DeltaConfig) -> None:
+        """Refuse a rule that a single threshold cannot follow, where nothing is calibrated.
+
+        Raises:
+            DeltaLLMError: naming those that it can.
+        """
+        if self.rule is not None and find_rule(config.granularity, self.rule).calibrated:
+            plain = [name for (kind, name), rule in RULES.items() if kind == config.granularity and not rule.calibrated]
+            raise DeltaLLMError(
+                f"Rule {self.rule} takes statistics of the model, which a calibration measures, and nothing is "
+                f"calibrated here: choose {' or '.join(plain)}, or use 'deltallm-onnx calibrate' and --plan."
+            )
 
     @functools.cached_property
     def calibrated(self) -> tuple[DeltaConfig, AttentionPlan] | None:
@@ -142,7 +151,7 @@ class DeltaOptions:
 
     def _refuse_beside_plan(self) -> None:
         """Refuse what a plan says itself."""
-        for name in ("profile", "config", "threshold", "granularity", "row_rule", "v_skip"):
+        for name in ("profile", "config", "threshold", "granularity", "rule", "v_skip"):
             if getattr(self, name) is not None:
                 option = name.replace("_", "-")
                 raise DeltaLLMError(f"--{option} is given beside --plan {self.plan}, which says that: leave out one.")

@@ -9,10 +9,10 @@ from deltallm_onnx.byte_text import byte_text
 from deltallm_onnx.cli.delta_options import DeltaOptions
 from deltallm_onnx.cli.output import print_json, status
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.export.output import check_model_path, staged
 from deltallm_onnx.genai_folder import GENAI_CONFIG
-from deltallm_onnx.model_folder import refuse_another_model
+from deltallm_onnx.staged_export import staged_export
 from deltallm_onnx.weights.formats import WeightFormat
+from deltallm_onnx.weights.notes import weight_notes
 
 
 def export_dense(
@@ -36,25 +36,17 @@ def export_dense(
         if field.name != "json_output" and getattr(options, field.name) != field.default:
             name = field.name.replace("_", "-")
             raise DeltaLLMError(f"--{name} is for delta attention, and --dense leaves it out: leave out one of them.")
-    from deltallm_onnx.export import export_model  # noqa: PLC0415  # lazily: torch takes seconds to import
-
-    check_model_path(out)
-    if Path(model).is_dir():
-        refuse_another_model(Path(model), out)  # before minutes of tracing; what the hub names is not here yet
-    with status(f"Tracing {model} …", lines=True) as show, staged(out) as folder:
-        report = export_model(
-            model,
-            folder / out.name,
-            weights=weights,
-            ternary_bits=ternary_bits,
-            progress=lambda line: show(line.replace(str(folder), str(out.parent))),
-        )
-        refuse_another_model(folder, out)
+    with (
+        status(f"Tracing {model} …", lines=True) as show,
+        staged_export(model, out, weights=weights, ternary_bits=ternary_bits, say=show) as staging,
+    ):
+        folder, report = staging.folder, staging.report
         taken = out.parent / GENAI_CONFIG
         if taken.is_file() and f'"{out.name}"' not in taken.read_text(encoding="utf-8", errors="replace"):
             (folder / GENAI_CONFIG).unlink()
         sizes = {out.parent / file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     total = sum(sizes.values())
+    notes = (*report.notes, *weight_notes(report.weights))
     if options.json_output:
         files = [str(path) for path in sizes]
         print_json(
@@ -64,13 +56,13 @@ def export_dense(
                 "layers": len(report.layers),
                 "parameters": report.parameters,
                 "weights": None if report.weights is None else report.weights.to_dict(),
-                "notes": list(report.notes),
+                "notes": list(notes),
                 "bytes_written": total,
                 "seconds": round(report.seconds, 3),
             }
         )
         return
     weight_lines = () if report.weights is None else report.weights.lines
-    for line in (f"{len(report.layers)} attention layers, dense", *weight_lines, *report.notes):
+    for line in (f"{len(report.layers)} attention layers, dense", *weight_lines, *notes):
         print(line)
     print(f"wrote {out} ({len(sizes)} files, {byte_text(total)}, {report.seconds:.1f} s)")

@@ -1,4 +1,4 @@
-"""`deltallm-onnx inspect`: what is inside an .onnx file."""
+"""`deltallm-onnx inspect`: what is inside an .onnx or .ort file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from rich.table import Table
 from deltallm_onnx.byte_text import byte_text
 from deltallm_onnx.cli.memory import inspection_plan, plan_lines
 from deltallm_onnx.cli.output import print_json, print_table
+from deltallm_onnx.hold_rules import form_label
 from deltallm_onnx.inspect import AttentionSiteInfo, Inspection, inspect_model
+from deltallm_onnx.passes.write_metadata import PLAN
 
 
 def inspect_command(
-    model: Annotated[Path, typer.Argument(metavar="X.onnx", help="A dense or rewritten model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A dense or rewritten .onnx, or an .ort.")],
     *,
     context: Annotated[
         int | None, typer.Option(metavar="TOKENS", help="Plan the peak of memory for so many tokens in the caches.")
@@ -44,9 +46,11 @@ def _print(inspection: Inspection) -> None:
     if inspection.cache_bytes_per_token:
         print(f"cache: {_cache_text(inspection)}")
     for key, value in inspection.metadata.items():
-        print(f"{key}: {value}")
+        print(f"{key}: {_plan_text(value) if key == PLAN else value}")
     if inspection.needs_library:
         print(f"needs the operator library for {', '.join(inspection.needs_library)}")
+    elif inspection.ort_form == "fallback":
+        print("runs without the operator library, slowly: delta attention is written out in standard operators")
     elif inspection.has_fallback:
         print("runs without the operator library too, slowly, by its function bodies")
     print(f"operator library: {inspection.library or inspection.library_problem}")
@@ -56,6 +60,18 @@ def _print(inspection: Inspection) -> None:
     if shared:
         print("every site: " + ", ".join(f"{name}={_short(value)}" for name, value in shared.items()))
     print_table(_table(inspection, shared))
+
+
+def _plan_text(value: Any) -> str:
+    """The rules of a plan by their names; what a file says otherwise is shown as it stands."""
+    rules = value.get("rules") if isinstance(value, dict) else None
+    if not isinstance(rules, dict) or not all(isinstance(layers, list) for layers in rules.values()):
+        return str(value)
+    parts = [
+        f"{form_label(form)} in {'layers' if len(layers) > 1 else 'layer'} {', '.join(map(str, layers))}"
+        for form, layers in rules.items()
+    ]
+    return "; ".join([*parts, f"sha256 {value.get('sha256')}"])
 
 
 def _cache_text(inspection: Inspection) -> str:
@@ -68,12 +84,20 @@ def _cache_text(inspection: Inspection) -> str:
 
 def _shared_settings(inspection: Inspection) -> dict[str, Any]:
     """The settings that all sites have with the same value: said once instead of once per layer."""
-    first, *others = inspection.sites
+    first, *others = map(_settings, inspection.sites)
     return {
         name: value
-        for name, value in first.settings.items()
-        if all(name in site.settings and site.settings[name] == value for site in others)
+        for name, value in first.items()
+        if all(name in settings and settings[name] == value for settings in others)
     }
+
+
+def _settings(site: AttentionSiteInfo) -> dict[str, Any]:
+    """A site's settings by the names of the options: the rule says what row_rule and row weights say."""
+    if site.rule is None:
+        return site.settings
+    settings = {name: value for name, value in site.settings.items() if name != "row_rule"}
+    return {**settings, "rule": site.rule}
 
 
 def _table(inspection: Inspection, shared: Mapping[str, Any]) -> Table:
@@ -81,7 +105,7 @@ def _table(inspection: Inspection, shared: Mapping[str, Any]) -> Table:
     for name in ("layer", "node", "operator", "heads", "KV heads", "head size", "θ", "own settings"):
         table.add_column(name, overflow="fold")
     for site in inspection.sites:
-        own = {name: value for name, value in site.settings.items() if name not in shared}
+        own = {name: value for name, value in _settings(site).items() if name not in shared}
         table.add_row(
             str(site.layer),
             site.node or "(unnamed)",
@@ -97,8 +121,7 @@ def _threshold_text(site: AttentionSiteInfo) -> str:
     if site.threshold is None:
         return "–"
     low, high = site.threshold
-    text = f"{low:g}" if low == high else f"{low:.4g} … {high:.4g}"
-    return f"{text}, weighted" if site.row_weight else text
+    return f"{low:g}" if low == high else f"{low:.4g} … {high:.4g}"
 
 
 def _short(value: object) -> str:

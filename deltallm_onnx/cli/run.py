@@ -24,7 +24,7 @@ from deltallm_onnx.runtime.session_settings import LOW_MEMORY
 
 
 def run_command(
-    model: Annotated[Path, typer.Argument(metavar="X.onnx", help="A dense or rewritten model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A dense or rewritten .onnx, or an .ort.")],
     *,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Stop after so many tokens.")] = 128,
@@ -141,7 +141,7 @@ def _summary(decoder: DecoderModel, result: Generation) -> list[str]:
         lines.append(
             "counters: " + ", ".join(f"{name} {value:.4g}" for name, value in result.counters.to_dict().items())
         )
-    elif decoder.signature.delta_nodes:
+    elif decoder.signature.delta_nodes or "deltallm.config" in decoder.metadata:  # written out in an .ort
         lines.append("counters: none, the model was written with --no-statistics")
     else:
         lines.append("counters: none, the model is dense")

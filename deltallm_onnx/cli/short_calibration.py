@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltallm_onnx.cli.delta_options import DeltaOptions
+from deltallm_onnx.cli.output import print_note
 from deltallm_onnx.config import DeltaConfig
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.hold_rules import find_rule
+from deltallm_onnx.model_folder import calibration_path
 
 if TYPE_CHECKING:  # importing it for real takes as long as the passes do
     from deltallm_onnx.calibration.default import ShortCalibration
@@ -16,12 +20,13 @@ _CHOICES = ("profile", "config", "plan", "threshold")
 
 
 def short_calibration(
-    model: str, config: DeltaConfig, options: DeltaOptions, *, budget: str | None, wanted: bool | None
+    model: str, out: Path, config: DeltaConfig, options: DeltaOptions, *, budget: str | None, wanted: bool | None
 ) -> ShortCalibration | None:
     """The calibration that `convert` makes; None for none.
 
     Args:
         model: the source.
+        out: the target; the journal of measurements lies beside it.
         config: what the options say.
         options: the command's options.
         budget: --budget, if given.
@@ -36,17 +41,26 @@ def short_calibration(
     if asked is not None and other is not None:
         raise DeltaLLMError(f"{asked} asks for thresholds to be found, and {other} says otherwise: leave out one.")
     if other is not None:
+        options.refuse_rule_to_calibrate(config)
         return None
     from deltallm_onnx.calibration.default import DEFAULT_BUDGET, ShortCalibration  # noqa: PLC0415  # lazily: see above
+    from deltallm_onnx.calibration.journal import journal_path  # noqa: PLC0415
     from deltallm_onnx.calibration.request import request_for  # noqa: PLC0415
-    from deltallm_onnx.calibration.rules import RULES  # noqa: PLC0415
 
-    rules = None
-    if options.row_rule is not None and config.granularity == "row":
-        rules = tuple(
-            name for (kind, name), rule in RULES.items() if kind == "row" and rule.row_rule == options.row_rule
-        )
     request = request_for(
-        budget or DEFAULT_BUDGET, config, v_skip=config.v_skip, rules=rules, effort="short", windows=(config.window,)
+        budget or DEFAULT_BUDGET,
+        config,
+        v_skip=config.v_skip,
+        rules=None if options.rule is None else (options.rule,),
+        effort="short",
+        windows=(config.window,),
     )
-    return ShortCalibration(model, request, insist=asked is not None)
+    # The default threshold means nothing to a rule that needs statistics.
+    needed = options.rule is not None and find_rule(config.granularity, options.rule).calibrated
+    return ShortCalibration(
+        model,
+        request,
+        insist=asked is not None or needed,
+        journal=journal_path(calibration_path(out)),
+        keep=print_note,
+    )

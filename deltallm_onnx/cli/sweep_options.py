@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from deltallm_onnx.cli.knobs import Context
 from deltallm_onnx.cli.option_groups import one_of, takes
+from deltallm_onnx.cli.whole_numbers import at_least
 from deltallm_onnx.cli.window import parse_window
 from deltallm_onnx.config import CacheFormat, Granularity
 from deltallm_onnx.errors import DeltaLLMError
@@ -37,9 +39,7 @@ class SpaceOptions:
     window: Annotated[
         str | None, typer.Option(metavar="TOKENS|N%,…", help="Newest tokens that stay exact, to choose from.")
     ] = None
-    context: Annotated[
-        int | None, typer.Option(min=1, metavar="TOKENS", help="Context length for N% [default: the model's own].")
-    ] = None
+    context: Context = None
     sinks: Annotated[
         str | None, typer.Option(metavar="TOKENS,…", help="First tokens that stay exact, to choose from.")
     ] = None
@@ -49,6 +49,9 @@ class SpaceOptions:
     cache_format: Annotated[
         list[str] | None, typer.Option(metavar=one_of(CacheFormat), help="Several times for several [default: all].")
     ] = None
+
+    def __post_init__(self) -> None:
+        at_least("context", self.context, 1)
 
     def windows(self, model_context: int | None) -> tuple[int, ...]:
         """Of --window, in tokens.

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from google.protobuf.message import Message  # type: ignore[import-untyped]  # protobuf ships no types
 
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.runtime.model_file import refuse_ort_format
 
 ModelSource = str | os.PathLike[str] | ir.Model | onnx.ModelProto
 
@@ -34,6 +35,7 @@ def load(source: ModelSource, which: str) -> ir.Model:
         raise DeltaLLMError(f"{path} is a directory: name the .onnx file in it.")
     if not path.is_file():
         raise DeltaLLMError(f"There is no file {path}: give the path of an ONNX model.")
+    refuse_ort_format(path)
     try:
         proto = onnx.load(path, load_external_data=False)
     except OSError as error:

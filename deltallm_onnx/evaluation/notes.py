@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from deltallm_onnx.evaluation.reading import Reader
 from deltallm_onnx.evaluation.retrieval_score import RetrievalScore, tasks_at_chance
 from deltallm_onnx.evaluation.trial import Trial, WindowResult
 
@@ -36,11 +37,28 @@ def _on_comparison(trial: Trial, results: Sequence[WindowResult]) -> Iterator[st
         yield f"{baseline.path} is the model itself: nothing was compared."
     elif baseline.rewritten:
         yield f"The baseline {baseline.path} is a rewritten model itself, read in the same mode."
+    if baseline is not None:
+        yield from _on_weights(trial.model, baseline)
     if len(results) == 1:
         yield "One window says nothing about the spread: there are no intervals."
     divergences = [result.predictions.kl for result in results]
     if any(kl is not None and math.isinf(kl.max()) for kl in divergences):
         yield "The model rules out tokens that the baseline allows: the divergence is infinite."
+
+
+def _on_weights(model: Reader, baseline: Reader) -> Iterator[str]:
+    """A difference is of all that differs, and only of that."""
+    if baseline.quantised and model.quantised:
+        yield (
+            f"The baseline has quantised weights itself ({baseline.quantised}): what quantising them cost is not in "
+            "the differences."
+        )
+    elif model.quantised or baseline.quantised:
+        one, other = ("model", "baseline") if model.quantised else ("baseline", "model")
+        yield (
+            f"The {one} has quantised weights ({model.quantised or baseline.quantised}), the {other} has none: the "
+            "differences are those of weights and attention together."
+        )
 
 
 def _on_counts(trial: Trial, results: Sequence[WindowResult], tokens: int) -> Iterator[str]:

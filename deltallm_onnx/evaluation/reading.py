@@ -14,6 +14,7 @@ import onnx
 from deltallm_onnx.evaluation.forms import hold_in_prompts, prompt_settings, read_as_decoding, read_prompts_exactly
 from deltallm_onnx.runtime.cache import KVCache
 from deltallm_onnx.runtime.model import DecoderModel
+from deltallm_onnx.weights.quantised import quantised_operators
 
 Array = npt.NDArray[np.int64]
 
@@ -71,6 +72,14 @@ class Reader:
         mode: how windows are read.
         threads: intra-op threads; None leaves the choice to ONNX Runtime.
 
+    Attributes:
+        path: as given.
+        mode: as given.
+        signature: of the model.
+        quantised: operators that take quantised weights, see `quantised_operators`.
+        seconds: wall time of all calls so far.
+        vocabulary: V.
+
     Raises:
         DeltaLLMError: as `DecoderModel` does.
     """
@@ -78,6 +87,7 @@ class Reader:
     def __init__(self, path: Path, mode: Mode, *, threads: int | None = None) -> None:
         self.path = path
         self.mode = mode
+        self.quantised = ""
         self._settings: frozenset[tuple[str, str]] = frozenset()
         self._prompting = self._decoding = DecoderModel(path, threads=threads, edit=self._edit)
         if mode == "decode" and self._settings:
@@ -113,4 +123,5 @@ class Reader:
 
     def _edit(self, model: onnx.ModelProto) -> None:
         self._settings = prompt_settings(model)
+        self.quantised = quantised_operators(node.op_type for node in model.graph.node)
         PROMPT_FORMS[self.mode](model)

@@ -12,9 +12,20 @@ from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.export.output import check_model_path, staged
 from deltallm_onnx.export.report import ExportReport
 from deltallm_onnx.export.source import ModelSource
-from deltallm_onnx.preflight import check_disk, check_memory, export_disk, export_memory, stored_shapes, ternary_shapes
+from deltallm_onnx.preflight import (
+    BESIDE_DATA,
+    check_disk,
+    check_memory,
+    export_disk,
+    export_memory,
+    free_disk,
+    stored_shapes,
+    ternary_shapes,
+)
 from deltallm_onnx.weights.formats import WeightFormat
 
+#: Bytes of weights: above that a copy takes long to write, and reading text with it far longer.
+_LARGEST_COPY = 4 << 30
 _NEEDED = ("torch", "transformers", "safetensors", "huggingface_hub", "psutil")
 
 
@@ -24,6 +35,7 @@ def export_model(
     *,
     weights: WeightFormat | None = None,
     ternary_bits: int = 2,
+    before: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Trace a causal language model of transformers to a dense ONNX graph.
@@ -39,6 +51,8 @@ def export_model(
         weights: how to store the weight matrices; None is float32. The ternary matrices of BitNet models become codes
             of few bits all the same, which lose nothing; an explicit "float32" keeps them in float32 too.
         ternary_bits: 2, or 4 for runtimes without (fast) 2-bit kernels: export/ternary_codes.py says which.
+        before: where to write the graph with its weights as they are before they are stored otherwise, for comparisons;
+            not written where they are float32 anyway, or where it is too large for that.
         progress: receives one line per step.
 
     Returns:
@@ -54,7 +68,7 @@ def export_model(
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise DeltaLLMError(f"Exporting a model needs {', '.join(missing)}: install deltallm-onnx[export].")
-    return _export(model, out_path, weights, ternary_bits, say)
+    return _export(model, out_path, weights, ternary_bits, before=before, say=say)
 
 
 def _export(
@@ -62,6 +76,8 @@ def _export(
     out_path: Path,
     weights: WeightFormat | None,
     ternary_bits: int,
+    *,
+    before: Path | None,
     say: Callable[[str], None],
 ) -> ExportReport:
     # torch and transformers take seconds to import: only an export pays for them.
@@ -87,7 +103,12 @@ def _export(
     say("Tracing")
     graph = tracing.trace(model, layers, source.model_type)
     graph_cleanup.clean(graph)
-    weights_report = None if weight_format.name == "float32" else store_weights(graph, weight_format, source.name)
+    weights_report = None
+    if weight_format.name != "float32":
+        if before is not None and _has_room_beside(before.parent, 4 * parameters):
+            say("Writing it with its weights as they are, to compare with")
+            ir.save(graph, before, external_data=f"{before.name}.data")
+        weights_report = store_weights(graph, weight_format, source.name)
     say(f"Writing {out_path}")
     with staged(out_path) as folder:
         ir.save(graph, folder / out_path.name, external_data=f"{out_path.name}.data")
@@ -121,3 +142,8 @@ def _check_room(source: ModelSource, out_path: Path, weight_format: WeightFormat
         shapes = ternary_shapes(shapes, ternary_bits)
     check_memory(export_memory(shapes), f"Exporting {source.name}")
     check_disk(out_path.parent, export_disk(shapes, weight_format), f"Exporting {source.name}")
+
+
+def _has_room_beside(folder: Path, size: int) -> bool:
+    """Whether a copy of so many bytes that is only compared with is worth its room: the model itself goes first."""
+    return size <= _LARGEST_COPY and free_disk(folder) > 2 * size + BESIDE_DATA

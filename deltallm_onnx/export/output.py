@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from deltallm_onnx.errors import DeltaLLMError
+from deltallm_onnx.scratch_folder import scratch_folder
 
 
 def check_model_path(out_path: Path) -> None:
@@ -47,14 +50,16 @@ def check_writable(out_path: Path) -> None:
 def staged(out_path: Path) -> Iterator[Path]:
     """A fresh folder beside `out_path`; its files move into place when the block ends well, else they are gone.
 
-    The ONNX file moves last, so that it is never there without what it needs.
+    The ONNX file moves last, so that it is never there without what it needs. What a killed process left of the same
+    target is removed first, see `scratch_folder`.
 
     Raises:
         DeltaLLMError: if the disk refuses a file.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{out_path.name}.", suffix=".partial", dir=out_path.parent) as name:
-            folder = Path(name)
+        with scratch_folder(out_path.parent, out_path.name) as scratch:
+            folder = scratch / "files"  # beside the lock, which stays
+            folder.mkdir()
             yield folder
             files = sorted(folder.iterdir(), key=lambda file: file.name == out_path.name)
             targets = [out_path.parent / file.name for file in files]
@@ -65,3 +70,14 @@ def staged(out_path: Path) -> Iterator[Path]:
                 file.replace(target)
     except OSError as error:
         raise DeltaLLMError(f"Cannot write {out_path} ({error.strerror or error}): nothing was left behind.") from error
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object as UTF-8 text, whole or not at all.
+
+    Raises:
+        DeltaLLMError: where the disk refuses it.
+    """
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    with staged(path) as folder:
+        (folder / path.name).write_text(text, encoding="utf-8")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from deltallm_onnx.attention_plan import AttentionPlan
 from deltallm_onnx.calibration.plan_file import read_calibration
 from deltallm_onnx.model_folder import calibration_path
 from deltallm_onnx.report.json_files import number, section
 from deltallm_onnx.report.request import ReportRequest
+from deltallm_onnx.weights.formats import WeightName
 
 _MOST_NOTES = 20
 
@@ -88,6 +89,7 @@ def calibration_section(found: CalibrationFile) -> dict[str, Any] | None:
         "own": found.own,
         "budget": {key: value for key, value in section(found.data, "budget").items() if _is_plain(value)},
         "reached": {part: scores for part, scores in parts.items() if scores},
+        "weights": _weights(section(found.data, "weights")),
         "rules": {layer: rule for layer, rule in section(found.data, "rules").items() if isinstance(rule, str)},
         "notes": _sentences(found.data.get("notes")),
         "seed": number(found.data, "seed"),
@@ -103,6 +105,14 @@ def _scores(part: Mapping[str, Any]) -> dict[str, float]:
         if values:
             scores[name] = values[0]
     return scores
+
+
+def _weights(cost: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the weights' storage cost by itself; None where it was not measured."""
+    numbers = {name: number(cost, name) for name in ("kl", "perplexity_increase")}
+    if cost.get("name") not in get_args(WeightName) or None in numbers.values():
+        return None
+    return {"name": cost["name"], **numbers}
 
 
 def _sentences(notes: Any) -> list[str]:

@@ -47,14 +47,8 @@ def model_section(path: Path, inspection: Inspection, sites: tuple[AttentionSite
                 "head_size": site.head_size,
                 "threshold": None if site.threshold is None else list(site.threshold),
                 "settings": site.settings,
-                "row_rule": _row_rule(site),
+                "rule": site.rule,
             }
             for site in sites
         ],
     }
-
-
-def _row_rule(site: AttentionSiteInfo) -> str | None:
-    """Such as "absolute, weighted"; None where single channels are held."""
-    rule = site.settings.get("row_rule")
-    return f"{rule}, weighted" if rule is not None and site.row_weight else rule

@@ -58,6 +58,12 @@ class ReportRequest:
         for name, (least, most) in limits.items():
             value = getattr(self, name)
             if not least <= value <= most:
-                raise DeltaLLMError(f"{name} is {value}: give a whole number from {least} to {most}.")
-        if self.window_tokens is not None and self.window_tokens < 2:
-            raise DeltaLLMError(f"window_tokens is {self.window_tokens}: give a whole number of at least 2.")
+                raise DeltaLLMError(f"{_option(name)} is {value}: give a whole number from {least} to {most}.")
+        for name, least in {"window_tokens": 2, "threads": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DeltaLLMError(f"{_option(name)} is {value}: give a whole number of at least {least}.")
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")

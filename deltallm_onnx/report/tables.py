@@ -261,9 +261,9 @@ def _layers(data: Data) -> Table:
             cell(data, f"{path}.settings.{name}", "text") if name in settings else "–"
             for name in ("granularity", "delta_window", "sinks", "v_skip", "prefill", "cache_format")
         ]
-        knobs.insert(1, cell(data, f"{path}.row_rule", "text"))
+        knobs.insert(1, cell(data, f"{path}.rule", "text"))
         heads = [cell(data, f"{path}.{name}", "text") for name in ("layer", "query_heads", "kv_heads", "head_size")]
         rows.append([*heads, *ends, *knobs])
-    header = ["layer", "query heads", "KV heads", "head size", "θ from", "θ to", "granularity", "row rule", "window"]
+    header = ["layer", "query heads", "KV heads", "head size", "θ from", "θ to", "granularity", "rule", "window"]
     header += ["sinks", "v_skip", "prefill", "cache"]
     return Table("Settings by layer", header, rows[:LONGEST], max(0, len(rows) - LONGEST))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from deltallm_onnx.report.drawing.pictures import draw
 from deltallm_onnx.report.gather import Progress, gather
 from deltallm_onnx.report.page import render
 from deltallm_onnx.report.request import ReportRequest
+from deltallm_onnx.scratch_folder import scratch_folder
 
 
 def _silent(_text: str) -> None:
@@ -102,8 +102,8 @@ def check_paths(request: ReportRequest, out: Path, json_file: Path | None, png_f
 def _staging(parent: Path) -> Iterator[Path]:
     """A folder on the disk of the output, gone afterwards."""
     try:
-        with tempfile.TemporaryDirectory(prefix=".report-", dir=parent) as name:
-            yield Path(name)
+        with scratch_folder(parent, "report") as folder:
+            yield folder
     except OSError as error:
         raise DeltaLLMError(f"Cannot write the report into {parent} ({error.strerror or error}).") from error
 

@@ -14,7 +14,8 @@ import onnxruntime as ort
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.runtime.cache import KVCache
 from deltallm_onnx.runtime.library import register
-from deltallm_onnx.runtime.model_file import read_model_file
+from deltallm_onnx.runtime.model_file import ORT_SUFFIX, read_model_file
+from deltallm_onnx.runtime.ort_file import kernels_needed, read_graph
 from deltallm_onnx.runtime.session_options import reason, session_options
 from deltallm_onnx.runtime.session_settings import SessionSettings
 from deltallm_onnx.runtime.signature import DecoderSignature, read_signature
@@ -26,11 +27,12 @@ class DecoderModel:
     Safe for concurrent `step` calls, as long as each has its own cache.
 
     Args:
-        path: the .onnx file.
+        path: the .onnx or .ort file.
         use_library: run `ai.deltallm` operators with the compiled library. False runs their function bodies: slow, and
-            only possible where the model carries them.
+            only possible where the model carries them. An .ort has one of the two frozen in.
         threads: intra-op threads; None leaves the choice to ONNX Runtime.
-        edit: changes the graph in memory before it is opened; the file and its external weights stay as they are.
+        edit: changes the graph of an .onnx in memory before it is opened; the file and its external weights stay as
+            they are.
         settings: what the session trades memory for; ONNX Runtime's defaults if None.
 
     Raises:
@@ -47,13 +49,15 @@ class DecoderModel:
         settings: SessionSettings | None = None,
     ) -> None:
         options = session_options(threads=threads, weights_beside=None if edit is None else path)
-        proto = read_model_file(path)
+        proto = read_graph(path) if edit is None else read_model_file(path)
         if edit is not None:
             edit(proto)
         self.path = path
         self.signature: DecoderSignature = read_signature(proto, str(path), use_library=use_library)
         self.metadata = {entry.key: entry.value for entry in proto.metadata_props}
         if not use_library and self.signature.without_function:
+            if path.suffix == ORT_SUFFIX:
+                raise kernels_needed(path)
             raise DeltaLLMError(
                 f"{path} has no function body for {', '.join(self.signature.without_function)}: "
                 "run it with the operator library."
@@ -64,7 +68,7 @@ class DecoderModel:
             settings.apply(options)
         self.uses_library = use_library and self.signature.delta_nodes > 0
         if self.uses_library:
-            register(options)
+            _register(options, path)
         try:
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
@@ -112,3 +116,13 @@ class DecoderModel:
         cache.advance(new_tokens, outputs)
         logits = outputs["logits"].numpy().astype(np.float32, copy=False)
         return logits, [outputs[name].numpy() for name in self.signature.statistics]
+
+
+def _register(options: ort.SessionOptions, path: Path) -> None:
+    """Register the operator library; where that fails, say of an .ort that it cannot do without."""
+    try:
+        register(options)
+    except DeltaLLMError as error:
+        if path.suffix == ORT_SUFFIX:
+            raise kernels_needed(path, str(error)) from error
+        raise

@@ -9,6 +9,9 @@ import onnx
 from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.external_data import check_external_data
 
+#: Of models in ONNX Runtime's own format.
+ORT_SUFFIX = ".ort"
+
 
 def check_model_path(path: Path) -> None:
     """Refuse what is no file.
@@ -19,7 +22,20 @@ def check_model_path(path: Path) -> None:
     if path.is_dir():
         raise DeltaLLMError(f"{path} is a directory: name the .onnx file in it.")
     if not path.is_file():
-        raise DeltaLLMError(f"There is no file {path}: give the path of an .onnx model.")
+        raise DeltaLLMError(f"There is no file {path}: give the path of an .onnx or .ort model.")
+
+
+def refuse_ort_format(path: Path) -> None:
+    """Refuse an .ort where a graph is needed that can be changed, or compared with others.
+
+    Raises:
+        DeltaLLMError: by the suffix, as ONNX Runtime itself tells the format.
+    """
+    if path.suffix == ORT_SUFFIX:
+        raise DeltaLLMError(
+            f"{path} is in ONNX Runtime's own format: give the .onnx it was made from (run, bench and a plain inspect "
+            "take the .ort itself)."
+        )
 
 
 def read_model_file(path: Path) -> onnx.ModelProto:
@@ -29,10 +45,11 @@ def read_model_file(path: Path) -> onnx.ModelProto:
         path: an .onnx file.
 
     Raises:
-        DeltaLLMError: for a missing or unreadable file, for one that is not an ONNX model or is cut short, and for
-            external data outside its directory (`check_external_data`).
+        DeltaLLMError: for a missing or unreadable file, for one that is not an ONNX model or is cut short, for one in
+            ONNX Runtime's own format, and for external data outside its directory (`check_external_data`).
     """
     check_model_path(path)
+    refuse_ort_format(path)
     try:
         model = onnx.load_model_from_string(path.read_bytes())
     except OSError as error:

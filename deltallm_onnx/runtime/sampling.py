@@ -47,7 +47,9 @@ class Sampler:
             DeltaLLMError: where a logit is NaN: the model's numbers have gone wrong.
         """
         if np.isnan(logits).any():
-            raise DeltaLLMError("The model gave a logit that is not a number: check its weights, or try --threshold 0.")
+            raise DeltaLLMError(
+                "The model gave a logit that is not a number: its weights may be damaged, so convert it again."
+            )
         if self._temperature == 0:
             return int(np.argmax(logits))
         candidates, probabilities = self.distribution(logits)

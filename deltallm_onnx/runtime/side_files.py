@@ -56,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DeltaLLMError(f"{path} cannot be read as JSON ({error}): correct it or remove it.") from error
     if not isinstance(data, dict):
         raise DeltaLLMError(f"{path} holds a {type(data).__name__}: one JSON object is needed.")

@@ -1,4 +1,4 @@
-"""What a decoder's .onnx file takes and gives: its inputs, outputs and caches, found by their conventional names."""
+"""What a decoder's model file takes and gives: its inputs, outputs and caches, found by their conventional names."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_signature(model: onnx.ModelProto, where: str, *, use_library: bool) -> 
     """Read and check the interface of a decoder.
 
     Args:
-        model: the parsed file.
+        model: the parsed file (`read_graph`).
         where: its name, for refusals.
         use_library: whether the operator library will run the `ai.deltallm` nodes; only it updates caches in place.
 
@@ -83,7 +83,7 @@ def read_signature(model: onnx.ModelProto, where: str, *, use_library: bool) -> 
         input_types=others,
         statistics=tuple(sorted((name for name in outputs if STATISTICS.fullmatch(name)), key=_index)),
         delta_nodes=sum(node.domain == DOMAIN for node in model.graph.node),
-        without_function=_without_function(model),
+        without_function=operators_without_function(model),
     )
 
 
@@ -148,7 +148,8 @@ def _packed_sizes(node: onnx.NodeProto, last: int, where: str) -> PackedSizes | 
     return PackedSizes(cache_format, head_size, attributes.get("sinks", 0), attributes.get("delta_window", 0))
 
 
-def _without_function(model: onnx.ModelProto) -> tuple[str, ...]:
+def operators_without_function(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Operators of `ai.deltallm` that a model uses and has no function body for: only the library runs them."""
     bodies = {function.name for function in model.functions if function.domain == DOMAIN}
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     return tuple(sorted({node.op_type for node in nodes if node.domain == DOMAIN} - bodies))

@@ -86,6 +86,8 @@ def sweep(request: SweepRequest, *, progress: Progress | None = None) -> tuple[S
     storage = Storage(request.storage, grace=request.grace)
     sampler(request.sampler, 0)
     with opened_model(request.model, request.scratch, show.step) as files, quiet_optuna(), storage.told():
+        if files.note:
+            show.note(files.note)
         parts = _text(request, files)
         past = past_tokens(request.past, files.context) if request.timed else None
         identity = request.identity(model_sha256=files.sha256, text=parts.to_dict(), past=past)

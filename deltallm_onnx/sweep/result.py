@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from deltallm_onnx.calibration.budget import Budget
 from deltallm_onnx.errors import DeltaLLMError
-from deltallm_onnx.export.output import staged
+from deltallm_onnx.export.output import write_json
 from deltallm_onnx.sweep.measuring import ALLOCATION, CANDIDATE, MACHINE, NUMBERS
 from deltallm_onnx.sweep.objectives import QUALITY, Objective
 from deltallm_onnx.sweep.space import Candidate
@@ -179,9 +178,7 @@ class SweepResult:
         Raises:
             DeltaLLMError: where the disk refuses it.
         """
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
-        with staged(path) as folder:
-            (folder / path.name).write_text(text, encoding="utf-8")
+        write_json(path, self.to_dict())
 
 
 def value(trial: TrialResult, budget: Budget) -> float:

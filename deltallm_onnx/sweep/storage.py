@@ -33,9 +33,32 @@ _LONGEST_REASON = 300
 class _Storage(RDBStorage):  # type: ignore[misc]  # optuna is not type-checked here
     """Optuna's, whose heartbeat may miss a beat: it runs in a thread of its own, where an error helps nobody."""
 
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        if self.engine.dialect.name == "sqlite":
+            _lock_when_it_begins(self.engine)
+
     def record_heartbeat(self, trial_id: int) -> None:
         with contextlib.suppress(sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
             super().record_heartbeat(trial_id)
+
+
+def _lock_when_it_begins(engine: sa.Engine) -> None:
+    """Let a transaction take SQLite's lock before it reads.
+
+    SQLite has no SELECT … FOR UPDATE, and Python's driver begins a transaction with the first change only: two
+    processes would read that a trial is waiting, and both take it.
+    """
+
+    def leave_beginning_to_us(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sa.event.listen(engine, "connect", leave_beginning_to_us)
+    sa.event.listen(engine, "begin", begin)
+    engine.dispose()  # the connections that made the tables
 
 
 class Storage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -13,19 +12,8 @@ from deltallm_onnx.weights.float16 import HalvedWeight, halve_weight
 from deltallm_onnx.weights.formats import WeightFormat
 from deltallm_onnx.weights.matrices import KeptWeight, WeightMatrix, find_matrices
 from deltallm_onnx.weights.quantise_graph import quantise_matrix
+from deltallm_onnx.weights.quantised import quantised_operators
 from deltallm_onnx.weights.report import LeftWeight, StoredMatrix, WeightsReport
-
-#: Operators whose weights are codes already.
-_QUANTISED = (
-    "MatMulNBits",
-    "MatMulBnb4",
-    "GatherBlockQuantized",
-    "QMoE",
-    "DequantizeLinear",
-    "MatMulInteger",
-    "DynamicQuantizeMatMul",
-    "QLinearMatMul",
-)
 
 
 def refuse_quantised(model: ir.Model, where: str) -> None:
@@ -38,12 +26,11 @@ def refuse_quantised(model: ir.Model, where: str) -> None:
     Raises:
         DeltaLLMError: naming the operators.
     """
-    found = Counter(node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph))
-    quantised = [f"{found[name]} {name}" for name in _QUANTISED if found[name]]
-    if quantised:
+    found = quantised_operators(node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph))
+    if found:
         raise DeltaLLMError(
-            f"The weights of {where} are quantised already ({', '.join(quantised)}): leave out --weights, or give the "
-            "float model it was made from."
+            f"The weights of {where} are quantised already ({found}): leave out --weights, or give the float model it "
+            "was made from."
         )
 
 

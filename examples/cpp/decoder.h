@@ -16,6 +16,7 @@ struct Settings {
   int threads = 0;           ///< 0: ONNX Runtime's choice
   int64_t capacity = 0;      ///< tokens to make room for
   bool copy_caches = false;  ///< past and present apart, as function bodies and the standard Attention need it
+  bool map_model = true;     ///< an .ort is mapped, and its weights stay where they lie
 };
 
 class Decoder {
@@ -32,13 +33,16 @@ class Decoder {
 
   size_t cache_bytes() const { return cache_bytes_; }
 
+  void CheckRoom(int64_t tokens) const {
+    if (tokens <= settings_.capacity) return;
+    throw Refusal("The caches hold " + std::to_string(settings_.capacity) + " tokens, and " + std::to_string(tokens) +
+                  " are to be stored: give a larger --capacity.");
+  }
+
   /// Runs new tokens behind those in the cache; returns the most probable next one, the first of equals.
   int64_t Step(std::vector<int64_t> tokens) {
     const int64_t total = length_ + static_cast<int64_t>(tokens.size());
-    if (total > settings_.capacity) {
-      throw Refusal("The caches hold " + std::to_string(settings_.capacity) + " tokens, and " + std::to_string(total) +
-                    " are to be stored: give a larger --capacity.");
-    }
+    CheckRoom(total);
     std::vector<int64_t> mask(total, 1), positions;
     for (int64_t i = length_; i < total; ++i) positions.push_back(i);
     Ort::IoBinding binding(session_);
@@ -50,11 +54,8 @@ class Decoder {
     binding.BindOutput("logits", memory_);
     for (const Cache& cache : caches_) {
       binding.BindInput(cache.past.c_str(), cache.value);
-      if (settings_.copy_caches) {
-        binding.BindOutput(cache.present.c_str(), memory_);
-      } else {
-        binding.BindOutput(cache.present.c_str(), cache.value);  // one buffer under both names
-      }
+      const char* const present = cache.present.c_str();  // in place: one buffer under both names
+      settings_.copy_caches ? binding.BindOutput(present, memory_) : binding.BindOutput(present, cache.value);
     }
     try {
       session_.Run(Ort::RunOptions{nullptr}, binding);
@@ -79,18 +80,23 @@ class Decoder {
     // For small devices: no arena that keeps the prompt's peak, and no thread that burns power while it waits.
     options.DisableCpuMemArena().DisableMemPattern().AddConfigEntry("session.intra_op.allow_spinning", "0");
     if (settings_.threads > 0) options.SetIntraOpNumThreads(settings_.threads);
+    for (const char* key : {"session.use_memory_mapped_ort_model", "session.use_ort_model_bytes_for_initializers"})
+      options.AddConfigEntry(key, settings_.map_model ? "1" : "0");
     try {
       if (!settings_.ops.empty()) options.RegisterCustomOpsLibrary(settings_.ops.c_str());
-    } catch (const Ort::Exception& error) {  // of another architecture's library the loader may say "no such file"
-      throw Refusal(settings_.ops + ": name the operator library built for this processor (" + error.what() + ")");
+    } catch (const Ort::Exception& error) {
+      throw NotLoaded(settings_.ops, error.what(), "the operator library built for this processor with --ops.");
     }
     if (access(settings_.model.c_str(), R_OK) != 0) throw Refusal(settings_.model + " is no readable file.");
     try {
       session_ = Ort::Session(env_, settings_.model.c_str(), options);
     } catch (const Ort::Exception& error) {
-      if (!settings_.ops.empty() || std::string(error.what()).find("Delta") == std::string::npos) throw;
-      throw Refusal(settings_.model + " needs the operator library, libdeltallm_ops.so: name it with --ops, and " +
-                    "RegisterCustomOpsLibrary_V2 registers it (ONNX Runtime: " + error.what() + ")");
+      const bool unknown = settings_.ops.empty() && std::string(error.what()).find("Delta") != std::string::npos;
+      throw Refusal(settings_.model +
+                    (unknown ? " needs the operator library, libdeltallm_ops.so: name it with --ops, and "
+                               "RegisterCustomOpsLibrary_V2 registers it"
+                             : " cannot be opened: give a whole .ort, or .onnx with its data, to a recent runtime") +
+                    " (ONNX Runtime: " + error.what() + ")");
     }
   }
 
@@ -105,14 +111,13 @@ class Decoder {
                                                                             : 0;
     const bool integer = name == "input_ids" || name == "attention_mask" || name == "position_ids";
     const bool cache = name.rfind("past_key_values.", 0) == 0 && shape.size() == 4 && shape[1] > 0 && shape[3] > 0;
-    if (integer && type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) {
-      integers_.push_back(name);
-      return;
-    }
+    if (integer && type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) return integers_.push_back(name);
     if (!cache || element == 0) {
       throw Refusal("The input " + name + " of " + settings_.model + " is not int64 input_ids, attention_mask or " +
                     "position_ids, nor a cache past_key_values.N.key/value: convert the model again.");
     }
+    if (element == 1 && config.empty())
+      throw Refusal(settings_.model + " has packed caches but no deltallm.config in its metadata: convert it again.");
     const int64_t needed = RowsNeeded(config, shape[3]);
     if (shape[2] > 0 && shape[2] < needed) {
       throw Refusal(settings_.model + " fixes its caches at " + std::to_string(shape[2]) + " rows, and " +

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <cstdio>
+#include <fstream>
 #include <stdexcept>
 #include <string>
 
@@ -15,11 +16,26 @@ struct Refusal : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// The processor that an ELF file is built for; empty where the file is none.
+inline std::string MachineOf(const std::string& path) {
+  char head[20] = {};
+  std::ifstream(path, std::ios::binary).read(head, sizeof(head));
+  if (std::string(head, 4) != "\177ELF") return "";
+  const int machine = static_cast<unsigned char>(head[18]) + 256 * static_cast<unsigned char>(head[19]);
+  return machine == 62 ? "x86_64" : machine == 183 ? "aarch64" : "machine " + std::to_string(machine);
+}
+
+/// Of another processor's library the loader may say that there is no such file.
+inline Refusal NotLoaded(const std::string& library, const std::string& said, const std::string& cure) {
+  const std::string theirs = MachineOf(library), own = MachineOf("/proc/self/exe");
+  if (theirs.empty() || theirs == own) return Refusal(said + ": name " + cure);
+  return Refusal(library + " is built for " + theirs + ", and this program for " + own + ": name " + cure);
+}
+
 /// Loads ONNX Runtime and returns its version. It is never unloaded: its threads may outlive main.
 inline std::string LoadRuntime(const std::string& library) {
   void* const handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr)
-    throw Refusal(std::string(dlerror()) + ": name ONNX Runtime's library for this processor with --ort.");
+  if (handle == nullptr) throw NotLoaded(library, dlerror(), "ONNX Runtime's library for this processor with --ort.");
   const auto base = reinterpret_cast<const OrtApiBase* (*)()>(dlsym(handle, "OrtGetApiBase"));
   if (base == nullptr) throw Refusal(library + " is not ONNX Runtime: it has no OrtGetApiBase.");
   const std::string version = base()->GetVersionString();

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.arm64 import Guest, arm64_runner
-from support.ort_models import to_ort
 
 from deltallm_onnx import DeltaConfig, rewrite
 from deltallm_onnx.export import export_model
+from deltallm_onnx.ort_format import write_ort
 from deltallm_onnx.runtime import DecoderModel, TextTokenizer, generate, ops_library_path
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -62,8 +62,15 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Here]:
             parts.append(model.step(sequence[:, begin:end], cache)[0])
             begin = end
         found[cache_format] = Here(path, prompt, tokens, np.concatenate(parts, axis=1))
-        to_ort(path, ops_library_path(), "arm")
+        write_ort(path, path.with_suffix(".ort"), platform="arm")
     return found
+
+
+@pytest.fixture(scope="module")
+def bodies(here: dict[str, Here]) -> Path:
+    """An .ort with the function bodies written out."""
+    source = here["float32"].path
+    return write_ort(source, source.with_name("bodies.ort"), form="fallback", platform="arm").model
 
 
 def add(guest: Guest, name: str, path: Path, model: DecoderModel, here: Here, *, library: bool) -> None:
@@ -92,14 +99,15 @@ def add(guest: Guest, name: str, path: Path, model: DecoderModel, here: Here, *,
 
 
 @pytest.fixture(scope="module")
-def guest(cpu: str, here: dict[str, Here], tmp_path_factory: pytest.TempPathFactory) -> Guest:
+def guest(cpu: str, here: dict[str, Here], bodies: Path, tmp_path_factory: pytest.TempPathFactory) -> Guest:
     made = Guest(tmp_path_factory.mktemp(cpu))
     for cache_format, model in here.items():
         opened = DecoderModel(model.path)
         add(made, f"{cache_format}.onnx", model.path, opened, model, library=True)
         add(made, f"{cache_format}.ort", model.path.with_suffix(".ort"), opened, model, library=True)
-    bodies = here["float32"]
-    add(made, "bodies.onnx", bodies.path, DecoderModel(bodies.path, use_library=False), bodies, library=False)
+    source = here["float32"]
+    add(made, "bodies.onnx", source.path, DecoderModel(source.path, use_library=False), source, library=False)
+    add(made, "bodies.ort", bodies, DecoderModel(bodies), source, library=False)
     made.run(cpu)
     return made
 
@@ -112,9 +120,10 @@ def test_logits(guest: Guest, here: dict[str, Here], cache_format: str, suffix: 
     np.testing.assert_allclose(found, expected.logits, rtol=0, atol=SHARE[cache_format] * expected.largest)
 
 
-def test_function_bodies(guest: Guest, here: dict[str, Here]) -> None:
+@pytest.mark.parametrize("suffix", [".onnx", ".ort"])
+def test_function_bodies(guest: Guest, here: dict[str, Here], suffix: str) -> None:
     expected = here["float32"]
-    found = guest.result("bodies.onnx")["logits"]
+    found = guest.result(f"bodies{suffix}")["logits"]
     np.testing.assert_allclose(found, expected.logits, rtol=0, atol=SHARE["float32"] * expected.largest)
 
 
@@ -130,8 +139,21 @@ def test_tokens_of_the_cpp_program(cpu: str, here: dict[str, Here], cache_format
     assert outcome.tokens == model.tokens, outcome.err
 
 
+def test_tokens_of_the_cpp_program_without_the_library(cpu: str, here: dict[str, Here], bodies: Path) -> None:
+    model = here["float32"]
+    outcome = arm64_runner(cpu)(bodies, model.prompt, 12, "--threads", 1, "--copy-caches", 1, library=False)
+    assert outcome.tokens == model.tokens[:12], outcome.err
+
+
+def test_an_ort_that_calls_kernels_is_refused_without_them(cpu: str, here: dict[str, Here]) -> None:
+    path = here["int8"].path.with_suffix(".ort")
+    outcome = arm64_runner(cpu)(path, here["int8"].prompt, 2, library=False)
+    assert (outcome.code, outcome.tokens) == (2, [])
+    assert "RegisterCustomOpsLibrary_V2" in outcome.err
+
+
 def test_a_library_for_this_machine_is_refused(cpu: str, here: dict[str, Here]) -> None:
     runner, model = arm64_runner(cpu), here["int8"]
     outcome = runner(model.path, model.prompt, 2, "--ops", ops_library_path())
     assert outcome.code == 2
-    assert f"{ops_library_path()}: name the operator library built for this processor" in outcome.err
+    assert f"{ops_library_path()} is built for x86_64, and this program for aarch64: name the operator" in outcome.err

@@ -6,14 +6,17 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from support.command_line import Outcome, files_below, run_here
+from support.quantised_models import save_quantised
 from support.tiny_decoder import save_tiny_decoder
 from support.tiny_models import save_tiny
 
+from deltallm_onnx.calibration.meter import ModelMeter
 from deltallm_onnx.calibration.plan_file import load_plan
 
 SETTINGS = ("--window-tokens", 64, "--window", 9, "--sinks", 2, "--effort", "short", "--threads", 1)
@@ -108,6 +111,9 @@ REFUSALS = {
     "rule of another granularity": (("--budget", "kl=1", "--rule", "sigma"), "Granularity row has no rule 'sigma'"),
     "unknown effort": (("--budget", "kl=1", "--effort", "huge"), "There is no effort 'huge'"),
     "window": (("--budget", "kl=1", "--window", "8,x"), "window is 'x'"),
+    "context": (("--budget", "kl=1", "--context", "0"), "context is 0: give a whole number of at least 1"),
+    "seed": (("--budget", "kl=1", "--seed", "-1"), "seed is -1: give a whole number of at least 0"),
+    "threads": (("--budget", "kl=1", "--threads", "0"), "threads is 0: give a whole number of at least 1"),
     "packed window": (("--budget", "kl=1", "--window", "0"), "keeps at least 8"),
     "hub data set": (("--budget", "kl=1", "--dataset", "wikitext"), "There is no file wikitext: --dataset reads local"),
     "output folder": (("--budget", "kl=1", "--out", "no/out.json"), "The folder no does not exist"),
@@ -134,6 +140,26 @@ def test_what_cannot_be_done_is_one_sentence(folder: Path, deltallm: Run, name: 
     assert re.search(sentence, errors[0]), errors[0]
     left = set(files_below(folder)) - set(before)
     assert left <= {folder / "deltallm.json.journal"}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("none.txt", "Cannot read the text none.txt"), ("empty.txt", "is empty")]
+)
+def test_a_text_is_read_before_a_model_is_traced(folder: Path, deltallm: Run, text: str, sentence: str) -> None:
+    (folder / "empty.txt").write_text("\n")
+    outcome = deltallm("calibrate", "nowhere", "--text", text, "--budget", "kl=1", *SETTINGS)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert sentence in outcome.err
+
+
+@pytest.mark.parametrize("confidence", ["0.4", "1", "nan"])
+@pytest.mark.usefixtures("folder")
+def test_a_confidence_out_of_range_is_one_sentence(deltallm: Run, confidence: str) -> None:
+    outcome = deltallm(
+        "calibrate", "tiny.onnx", "--text", "text.txt", "--budget", "kl=1", "--confidence", confidence, *SETTINGS
+    )
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"error: The confidence {confidence} is out of range: give one from 0.5 to 0.99.")
 
 
 @pytest.mark.parametrize("model", ["nowhere.onnx", "text.txt", "empty"])
@@ -198,3 +224,65 @@ def test_a_model_without_tokenizer_is_refused(folder: Path, deltallm: Run) -> No
     outcome = deltallm("calibrate", "tiny.onnx", "--text", "text.txt", "--budget", "kl=1", *SETTINGS)
     assert outcome.code == 2
     assert "There is no tokenizer.json" in outcome.err
+
+
+@pytest.fixture
+def interrupted_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Ctrl-C in the measurement after so many; none any more after `interrupted_after(-1)`."""
+    left, recorded = [-1], ModelMeter._recorded
+
+    def counted(self: ModelMeter, *arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] == -1:
+            raise KeyboardInterrupt
+        return recorded(self, *arguments)
+
+    monkeypatch.setattr(ModelMeter, "_recorded", counted)
+
+    def begin(count: int) -> None:
+        left[0] = count
+
+    return begin
+
+
+def test_ctrl_c_names_the_journal_and_how_to_go_on(
+    folder: Path, deltallm: Run, interrupted_after: Callable[[int], None]
+) -> None:
+    arguments = ("calibrate", "tiny.onnx", "--text", "text.txt", "--budget", "kl=0.004", *SETTINGS)
+    before = files_below(folder)
+    interrupted_after(0)
+    outcome = deltallm(*arguments)
+    assert (outcome.code, outcome.out) == (130, "")
+    assert outcome.err.splitlines()[-1] == "error: Interrupted: nothing was written."
+    assert files_below(folder) == before
+
+    interrupted_after(2)
+    outcome = deltallm(*arguments)
+    assert (outcome.code, outcome.out) == (130, "")
+    again = "finished measurements are in deltallm.json.journal, and the same command goes on from there."
+    assert outcome.err.splitlines()[-1] == f"error: Interrupted: {again}"
+    assert set(files_below(folder)) - set(before) == {folder / "deltallm.json.journal"}
+    interrupted_after(0)
+    outcome = deltallm(*arguments, "--no-resume", "--seed", 1)
+    assert outcome.err.endswith("goes on from there without --no-resume.\n")
+
+    interrupted_after(-1)
+    outcome = deltallm(*arguments, "--json")
+    assert outcome.code == 0, outcome
+    assert re.match(r"deltallm.json.journal has \d+ measurements: those that are needed here", outcome.err)
+    first = outcome.json["layers"]
+    (folder / "deltallm.json").unlink()
+    assert deltallm(*arguments, "--json").json["layers"] == first, "as without the interruption"
+
+
+def test_quantised_weights_of_the_baseline_are_told(folder: Path, deltallm: Run) -> None:
+    save_quantised(folder / "tiny.onnx", folder / "small.onnx", "int8")
+    outcome = deltallm("calibrate", "small.onnx", "--text", "text.txt", "--budget", "delta_sparsity=0.3", *SETTINGS)
+    assert outcome.code == 0, outcome
+    note = (
+        "small.onnx has quantised weights (9 MatMulNBits, 1 GatherBlockQuantized), and it is the baseline: what is "
+        "measured is what delta attention costs on top of them, not what quantising them cost."
+    )
+    assert outcome.err.startswith(f"{note}\n"), "before the work"
+    assert f"note: {note}\n" in outcome.out
+    assert note in json.loads((folder / "deltallm.json").read_text())["notes"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +14,15 @@ from typing import Any
 import onnx
 import pytest
 from support.command_line import Outcome, run_here
+from support.quantised_models import save_quantised
 from support.tiny_decoder import tiny_tokenizer
 from support.tiny_models import save_tiny
 
 import deltallm_onnx.export
-from deltallm_onnx import DeltaConfig, convert
+from deltallm_onnx import DeltaConfig, WeightFormat, convert
+from deltallm_onnx.calibration.meter import ModelMeter
 from deltallm_onnx.calibration.plan_file import load_plan
+from deltallm_onnx.cli.app import run
 from deltallm_onnx.export import ExportReport
 
 Run = Callable[..., Outcome]
@@ -47,12 +52,21 @@ def source(tmp_path: Path, traced: tuple[Path, ExportReport], monkeypatch: pytes
     shutil.copytree(folder / "hf", tmp_path / "hf")
     (tmp_path / "out").mkdir()
 
-    def copied(model: Path, out_path: Path, **_: Any) -> ExportReport:
+    def copied(
+        model: Path, out_path: Path, *, weights: WeightFormat | None = None, before: Path | None = None, **_: Any
+    ) -> ExportReport:
         shutil.copytree(folder / "export", out_path.parent, dirs_exist_ok=True)
         (out_path.parent / "x.onnx").rename(out_path)
+        made = report
+        if weights is not None:
+            if before is not None:
+                shutil.copytree(folder / "export", before.parent, dirs_exist_ok=True)
+                (before.parent / "x.onnx").rename(before)
+            stored = save_quantised(folder / "export" / "x.onnx", out_path, weights.name)
+            made = dataclasses.replace(report, weights=stored)
         if not (Path(model) / "tokenizer.json").exists():
             (out_path.parent / "tokenizer.json").unlink()
-        return dataclasses.replace(report, path=out_path)
+        return dataclasses.replace(made, path=out_path)
 
     monkeypatch.setattr("deltallm_onnx.export.export_model", copied)
     return tmp_path / "hf"
@@ -100,16 +114,126 @@ def test_other_calibrations_of_the_folder_stay(source: Path, tmp_path: Path, del
     assert (out / "x.deltallm.json").read_bytes() == first != (out / "y.deltallm.json").read_bytes()
 
 
-def test_what_quantised_weights_cost_is_said_to_come_on_top(source: Path, tmp_path: Path, deltallm: Run) -> None:
+def test_what_quantised_weights_cost_is_measured_beside(source: Path, tmp_path: Path, deltallm: Run) -> None:
     out = tmp_path / "out" / "x.onnx"
     outcome = deltallm("convert", source, out, *WINDOW, "--weights", "int4")
     assert outcome.code == 0, outcome
+    lines = [line for line in outcome.out.splitlines() if line.startswith("int4 weights alone, against")]
+    assert len(lines) == 1
+    found = json.loads((tmp_path / "out" / "x.deltallm.json").read_text())
+    cost, reached = found["weights"], found["reached"]["verification"]
+    assert (cost["name"], cost["windows"]) == ("int4", reached["windows"])
+    # The model that the budget is kept against is the one with int4 weights, which the weights' line ends at.
+    assert cost["perplexity"] == pytest.approx(reached["baseline_perplexity"], rel=1e-5)
+    assert cost["baseline_perplexity"] != pytest.approx(cost["perplexity"], rel=1e-4)
+    assert cost["kl"] > 1e-5
+    assert f"kl {cost['kl']:.4f} [" in lines[0]
+    together, own = cost["with_attention"], cost["baseline_perplexity"]
+    assert (together["perplexity"], together["baseline_perplexity"]) == (reached["perplexity"], own)
+    assert together["perplexity_increase"] == pytest.approx(reached["perplexity"] / own - 1, abs=1e-9)
+    low, high = together["perplexity_increase_interval"]
+    assert low <= together["perplexity_increase"] <= high
+    assert f"together: perplexity {own:.3f} → {reached['perplexity']:.3f}, " in outcome.out
+    assert found["notes"] == [note for note in found["notes"] if "weights" not in note]
+    assert "was not measured" not in outcome.out
+    bill = re.search(r"at most (\d+) readings", outcome.err)
+    assert bill is not None
+    plain = re.search(r"at most (\d+) readings", deltallm("convert", source, out, *WINDOW).err)
+    assert plain is not None
+    assert int(bill[1]) - int(plain[1]) == 2 * cost["windows"], "they are in the bill"
+    assert json.loads((tmp_path / "out" / "x.deltallm.json").read_text())["weights"] is None
+    assert not [path for path in out.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_what_was_not_measured_of_the_weights_is_said(
+    source: Path, tmp_path: Path, deltallm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no room for both models, and where nothing is calibrated."""
+    out = tmp_path / "out" / "x.onnx"
+    told = "What the quantised weights cost in predictions was not measured"
+    outcome = deltallm("convert", source, out, *WINDOW, "--weights", "int4", "--no-calibrate")
+    assert outcome.code == 0, outcome
+    assert outcome.out.count(told) == 1
+    exports = deltallm_onnx.export.export_model
+
+    def without_room(model: Path, out_path: Path, *, before: Path, **others: Any) -> ExportReport:
+        report = exports(model, out_path, before=before, **others)
+        before.unlink()
+        return report
+
+    monkeypatch.setattr("deltallm_onnx.export.export_model", without_room)
+    outcome = deltallm("convert", source, out, *WINDOW, "--weights", "int4")
+    assert outcome.code == 0, outcome
     note = (
-        "the budget is kept against the same int4 weights, and what these cost comes on top: measure both with "
-        f"'deltallm-onnx eval {out} --baseline {source} --text FILE'."
+        "the budget is kept against the same int4 weights, and what these cost comes on top and was not measured: "
+        f"measure both with 'deltallm-onnx eval {out} --baseline {source} --text FILE'."
     )
     assert f"note: {note}\n" in outcome.out
-    assert note in json.loads((tmp_path / "out" / "x.deltallm.json").read_text())["notes"]
+    assert told not in outcome.out, "once is enough"
+    found = json.loads((tmp_path / "out" / "x.deltallm.json").read_text())
+    assert note in found["notes"]
+    assert found["weights"] is None
+
+
+def test_the_bill_stays_on_a_terminal(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps are written over each other by a spinner, and gone at the end; the bill ends in a new line."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    capsys.readouterr()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    assert run(["convert", str(source), str(tmp_path / "out" / "x.onnx"), *WINDOW]) == 0
+    shown = terminal.getvalue()
+    assert re.search(r"Calibrating: at most \d+ readings of a window of text from here, up to \d+ seconds?\n", shown)
+    assert "verifying\n" not in shown
+    assert "verifying" in shown
+
+
+def test_ctrl_c_keeps_the_measurements_and_the_next_run_takes_them(
+    source: Path, tmp_path: Path, deltallm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, journal = tmp_path / "out" / "x.onnx", tmp_path / "out" / "x.deltallm.json.journal"
+    recorded, left = ModelMeter._recorded, [2]
+
+    def interrupted(self: ModelMeter, *arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return recorded(self, *arguments)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(ModelMeter, "_recorded", interrupted)
+        outcome = deltallm("convert", source, out, *WINDOW)
+    assert (outcome.code, outcome.out) == (130, "")
+    again = (
+        f"finished measurements are in {journal}, and the same command traces the model anew and goes on from there."
+    )
+    assert outcome.err.splitlines()[-1] == f"error: Interrupted: {again}"
+    assert list(out.parent.iterdir()) == [journal]
+    outcome = deltallm("convert", source, out, *WINDOW)
+    assert outcome.code == 0, outcome
+    assert f"Calibrating: {journal} has " in outcome.err
+    assert not journal.exists()
+    assert "journal" not in deltallm("convert", source, out, *WINDOW).err
+    journal.write_text("damaged\n")
+    outcome = deltallm("convert", source, out, *WINDOW)
+    assert outcome.code == 0, outcome
+    assert f"Calibrating: {journal} is damaged and begun anew\n" in outcome.err
+    assert not journal.exists()
+
+
+def test_the_rule_is_the_one_that_was_named(source: Path, tmp_path: Path, deltallm: Run) -> None:
+    out = tmp_path / "out" / "x.onnx"
+    for name in ("absolute", "query"):
+        outcome = deltallm("convert", source, out, *WINDOW, "--budget", "delta_sparsity=0.4", "--rule", name, "--json")
+        assert outcome.code == 0, outcome
+        assert set(outcome.json["calibration"]["rules"].values()) == {name}
+        assert {site["rule"] for site in deltallm("inspect", out, "--json").json["sites"]} == {name}
 
 
 def test_an_onnx_file_is_sent_to_rewrite(tmp_path: Path, deltallm: Run) -> None:

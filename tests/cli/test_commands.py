@@ -79,7 +79,8 @@ def test_every_knob_reaches_the_model(dense: Path, deltallm: Run) -> None:
         "cache_format": "float16",
         "prefill_compute": "int8",
     }
-    options = [word for name, value in knobs.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    names = {**{name: name.replace("_", "-") for name in knobs}, "row_rule": "rule"}
+    options = [word for name, value in knobs.items() for word in (f"--{names[name]}", str(value))]
     assert deltallm("rewrite", dense, out, *options).code == 0
     assert config_of(out) == knobs
 

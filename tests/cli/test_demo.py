@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.tiny_decoder import tiny_tokenizer
-from support.tiny_models import save_tiny
+from support.tiny_models import ARCHITECTURES, save_config, save_tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,14 +31,29 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_thresholds_are_calibrated_unless_a_profile_is_named(model: Path, tmp_path: Path) -> None:
+    config = ARCHITECTURES["llama"]()
+    config.max_position_embeddings = 230
+    save_config(config, model)
     outcome = demo("--model", model, "--out", tmp_path / "out", "--budget", "kl=0.003", "--threads", 1)
     assert outcome.returncode == 0, outcome.stderr
     plan = json.loads((tmp_path / "out" / "delta.deltallm.json").read_text())
     assert plan["budget"]["text"] == "kl=0.003"
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["config"]["window"] == plan["config"]["window"] == 6
+    assert results["config"]["window"] == plan["config"]["window"] == 128
     assert results["measured"]["delta_sparsity, scoring"][1] > 0
     assert "delta.deltallm.json" in outcome.stdout
+
+
+def test_what_cannot_be_calibrated_is_said_and_refused_where_a_budget_was_asked_for(
+    model: Path, tmp_path: Path
+) -> None:
+    """The exact window fills the context of 130 tokens."""
+    outcome = demo("--model", model, "--out", tmp_path / "out", "--threads", 1)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "not calibrated, and what the default thresholds cost" in " ".join(outcome.stdout.split())
+    assert not (tmp_path / "out" / "delta.deltallm.json").exists()
+    refused = demo("--model", model, "--out", tmp_path / "other", "--budget", "kl=0.003", "--threads", 1)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 
 
 def test_a_budget_and_a_profile_are_one_too_many(model: Path, tmp_path: Path) -> None:

@@ -64,7 +64,10 @@ REFUSED = {
     "no format": ((*REWRITE, "--weights", ""), "weights is '': choose one of"),
     "block size": ((*REWRITE, "--weights", "int4", "--block-size", "48"), "block size is 48: choose one of 16, 32"),
     "block size negative": ((*REWRITE, "--weights", "int4", "--block-size", "-32"), "block size is -32"),
-    "block size no number": ((*REWRITE, "--weights", "int4", "--block-size", "many"), "--block-size"),
+    "block size no number": (
+        (*REWRITE, "--weights", "int4", "--block-size", "many"),
+        "block-size is 'many': give a whole number",
+    ),
     "level": ((*REWRITE, "--weights", "int4", "--accuracy-level", "2"), "accuracy level is 2: choose one of 0, 4"),
     "wrong results": ((*REWRITE, "--weights", "int4", "--asymmetric", "--accuracy-level", "4"), "wrong results"),
     "block size of float16": (

@@ -17,7 +17,7 @@ from support.doc_snippets import DOCS, commands, fenced
 
 PAGES = ("deploy-android.md", "deploy-ios.md", "deploy-linux-arm64.md")
 #: Programs of others that are not at hand here, and plain tools.
-FOREIGN = {"xcodebuild"}
+FOREIGN = {"xcodebuild", "build.sh", "mkdir"}
 
 
 @functools.cache

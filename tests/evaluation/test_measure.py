@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from support.evaluation_models import ELEMENT, ROW, Rewritten
+from support.quantised_models import save_quantised
 from support.tiny_decoder import VOCABULARY, tiny_decoder
 
 from deltallm_onnx.config import DeltaConfig
@@ -188,3 +189,22 @@ def test_short_windows_have_no_speed(rewritten: Rewritten, windows: np.ndarray) 
     with pytest.raises(DeltaLLMError, match="no room for decode steps: use longer ones, or --no-speed"):
         evaluate(rewritten(ROW), None, windows[:, :3])
     assert evaluate(rewritten(ROW), None, windows[:1, :4]).to_dict()["speed"]["steps"] == 1
+
+
+def test_whose_weights_are_quantised_is_told(dense_path: Path, windows: np.ndarray, tmp_path: Path) -> None:
+    """A difference is of all that differs: here of the weights alone, or of nothing."""
+    small = tmp_path / "small.onnx"
+    save_quantised(dense_path, small, "int4")
+
+    def told(model: Path, baseline: Path | None) -> list[str]:
+        notes = evaluate(model, baseline, windows, speed=False).notes
+        return [note for note in notes if "quantised weights" in note]
+
+    assert told(dense_path, dense_path) == []
+    assert told(small, None) == []
+    kinds = "9 MatMulNBits, 1 GatherBlockQuantized"
+    both = f"The baseline has quantised weights itself ({kinds}): what quantising them cost is not in the differences."
+    assert told(small, small) == [both]
+    together = "the differences are those of weights and attention together."
+    assert told(small, dense_path) == [f"The model has quantised weights ({kinds}), the baseline has none: {together}"]
+    assert told(dense_path, small) == [f"The baseline has quantised weights ({kinds}), the model has none: {together}"]

@@ -8,7 +8,8 @@ import onnx_ir as ir
 import pytest
 from support import tiny_models
 
-from deltallm_onnx.export import export_model
+from deltallm_onnx import WeightFormat
+from deltallm_onnx.export import api, export_model
 
 
 def load(path: Path) -> ir.Model:
@@ -151,3 +152,25 @@ def test_exporting_twice_gives_the_same_bytes(exports: Path, tmp_path: Path) -> 
     export_model(first.parent / "model", tmp_path / "dense.onnx")
     for name in ("dense.onnx", "dense.onnx.data", "genai_config.json"):
         assert (tmp_path / name).read_bytes() == first.with_name(name).read_bytes(), name
+
+
+def test_the_model_before_its_weights_are_stored_is_the_float_one(exports: Path, tmp_path: Path) -> None:
+    dense = tiny_models.exported("llama", exports)
+    made, before = tmp_path / "small.onnx", tmp_path / "before" / "dense.onnx"
+    before.parent.mkdir()
+    export_model(dense.parent / "model", made, weights=WeightFormat("int4"), before=before)
+    assert "MatMulNBits" in {node.op_type for node in load(made).graph}
+    for name in ("dense.onnx", "dense.onnx.data"):
+        assert before.with_name(name).read_bytes() == dense.with_name(name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "room"),
+    [(10**6, 10**8, True), (10**6, 65 * 10**6, False), (10**9, 2 * 10**9, False), (5 << 30, 1 << 40, False)],
+    ids=["both fit", "little is left", "the model itself fits alone", "larger than is worth it"],
+)
+def test_a_copy_to_compare_with_takes_no_room_that_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, free: int, room: bool
+) -> None:
+    monkeypatch.setattr(api, "free_disk", lambda _: free)
+    assert api._has_room_beside(tmp_path, size) == room

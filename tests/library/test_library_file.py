@@ -66,7 +66,7 @@ def test_what_our_library_must_be(library: LibraryFile, machine: str, tmp_path: 
     assert library.page_size % 16384 == 0
     assert "soname: [libdeltallm_ops.so]" in output_of("readelf", "-dW", library.path)
     assert library.glibc is not None
-    assert library.glibc <= (2, 36), "newer than Debian 12"
+    assert library.glibc <= (2, 27), "newer than what the wheels promise"
     stripped = tmp_path / "stripped.so"
     strip = "strip" if machine == "x86_64" else shutil.which("aarch64-linux-gnu-strip")
     output_of(strip or arm64.ARM64 / "tools" / "bin" / "aarch64-linux-gnu-strip", "-o", stripped, library.path)

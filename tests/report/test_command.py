@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def _calibration(plan: AttentionPlan, config: DeltaConfig) -> dict[str, Any]:
         "budget": {"metric": "kl", "limit": 0.02, "text": "kl=0.02"},
         "reached": {"verification": {"kl": 0.019, "windows": 3}, "calibration": {"kl": 0.02}},
         "search": points,
+        "weights": {"name": "int4", "kl": 0.0421, "perplexity_increase": 0.0317, "windows": 8},
         "rules": {"0": "query", "1": 3},
         "notes": ["the verification part shows more", 7],
         "seed": 5,
@@ -56,7 +58,7 @@ def _calibration(plan: AttentionPlan, config: DeltaConfig) -> dict[str, Any]:
 def _plan(theta: float) -> AttentionPlan:
     """Rows of layer 0 are weighted."""
     threshold = np.full(KV_HEADS, theta, np.float32)
-    weights = [np.ones((KV_HEADS, HEAD_SIZE), np.float32), *[None] * (LAYERS - 1)]
+    weights = [np.full((KV_HEADS, HEAD_SIZE), 0.5, np.float32), *[None] * (LAYERS - 1)]
     return AttentionPlan(
         tuple(LayerPlan(layer, threshold, weight, "row", "relative") for layer, weight in enumerate(weights))
     )
@@ -75,11 +77,14 @@ def test_a_calibration_beside_the_model_is_found(
     assert run_here(capsys, "report", *files).code == 0
     found = json.loads(data.read_text())
     assert found["calibration"]["own"]
-    rules = [layer["row_rule"] for layer in found["model"]["layers"]]
-    assert rules == ["relative, weighted", *["relative"] * (LAYERS - 1)]
-    assert out.read_text(encoding="utf-8").count(">relative, weighted</data>") == 1
+    rules = [layer["rule"] for layer in found["model"]["layers"]]
+    assert rules == ["query-relative", *["relative"] * (LAYERS - 1)]
+    assert out.read_text(encoding="utf-8").count(">query-relative</data>") == 1
     assert found["calibration"]["reached"] == {"calibration": {"kl": 0.02}, "verification": {"kl": 0.019}}
     assert found["calibration"]["rules"] == {"0": "query"}
+    assert found["calibration"]["weights"] == {"name": "int4", "kl": 0.0421, "perplexity_increase": 0.0317}
+    shown = re.sub(r"<[^>]*>", "", out.read_text(encoding="utf-8"))
+    assert "against the same int4 weights. These alone cost a KL of 0.0421 nats per token and +3.17" in shown
     assert found["calibration"]["notes"] == ["the verification part shows more"]
     assert found["trade_off"]["saving"] == "kv_bytes_per_token"
     assert '<p class="key">kl=0.02</p>' in out.read_text(encoding="utf-8")

@@ -44,6 +44,7 @@ def full(report: WrittenReport) -> dict[str, Any]:
     budget = {"metric": "kl", "limit": 0.02, "text": "kl=0.02", "ratio": False}
     data["calibration"] = {"file": "deltallm.json", "budget": budget, "reached": reached, "seed": 0}
     data["calibration"] |= {"own": True, "rules": {"0": "query"}, "notes": ["some note"]}
+    data["calibration"] |= {"weights": {"name": "int4", "kl": 0.0421, "perplexity_increase": 0.0317}}
     return data
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import onnxruntime as ort
@@ -29,10 +30,10 @@ def test_every_folder_of_the_package_is_searched(tmp_path: Path, monkeypatch: py
     sources, built = tmp_path / "sources", tmp_path / "built"
     sources.mkdir()
     built.mkdir()
-    (built / library._LIBRARY_NAMES[0]).write_bytes(b"")
+    (built / library.LIBRARY_NAMES[0]).write_bytes(b"")
     monkeypatch.delenv("DELTALLM_OPS_LIBRARY", raising=False)
     monkeypatch.setattr(deltallm_onnx, "__path__", [str(sources), str(built)])
-    assert ops_library_path() == built / library._LIBRARY_NAMES[0]
+    assert ops_library_path() == built / library.LIBRARY_NAMES[0]
 
 
 def test_a_missing_library_says_how_to_build_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +64,17 @@ def test_a_file_that_is_no_library_is_refused(tmp_path: Path, monkeypatch: pytes
     assert "\n" not in str(caught.value)
     monkeypatch.delenv("DELTALLM_OPS_LIBRARY")
     register(options)  # a failed registration does not count
+
+
+def test_a_library_for_another_processor_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's loader says that such a file does not exist."""
+    content = bytearray(ops_library_path().read_bytes())
+    content[18:20] = (0xF3).to_bytes(2, "little")  # e_machine: RISC-V
+    other = tmp_path / "libdeltallm_ops.so"
+    other.write_bytes(content)
+    monkeypatch.setenv("DELTALLM_OPS_LIBRARY", str(other))
+    with pytest.raises(DeltaLLMError, match=f"is built for riscv64, and this machine is {platform.machine()}: "):
+        register(ort.SessionOptions())
 
 
 @pytest.mark.parametrize("version", ["1.16.3", "1.9.0", "0.5"])

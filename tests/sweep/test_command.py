@@ -187,6 +187,7 @@ REFUSALS = {
     "v_skip": (("--v-skip", "2"), "v_skip is 2"),
     "v_skip text": (("--v-skip", "a"), "v_skip is 'a'"),
     "window": (("--window", "8,y"), "window is 'y'"),
+    "context": (("--context", "0"), "^error: context is 0: give a whole number of at least 1"),
     "max_kl": (("--max-kl", "-1"), "max_kl is -1"),
     "timeout": (("--timeout", "0"), "timeout is 0"),
     "past without time": (("--past", "5"), "past is only of use"),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.storages._rdb.models import TrialModel
 
 from deltallm_onnx import DeltaLLMError
 from deltallm_onnx.sweep.storage import Storage
@@ -147,3 +151,24 @@ storage.open().get_all_studies()
     for process in processes:
         _, errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_waiting_trial_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two who look at it at the same moment; neither changes anything before both had the time to look."""
+    url = f"sqlite:///{tmp_path}/s.db"
+    studies = [optuna.create_study(study_name="s", storage=Storage(url, grace=60).open(), load_if_exists=True)]
+    studies.append(optuna.load_study(study_name="s", storage=Storage(url, grace=60).open()))
+    for number in range(3):
+        studies[0].enqueue_trial({"x": number})
+    look = TrialModel.find_or_raise_by_id.__func__
+
+    def slowly(cls: type[TrialModel], *arguments: Any, **options: Any) -> TrialModel:
+        found: TrialModel = look(cls, *arguments, **options)
+        time.sleep(0.3)
+        return found
+
+    monkeypatch.setattr(TrialModel, "find_or_raise_by_id", classmethod(slowly))
+    with ThreadPoolExecutor(2) as pool:
+        taken = list(pool.map(lambda study: study.ask().number, studies))
+    assert sorted(taken) == [0, 1]

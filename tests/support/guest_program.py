@@ -1,6 +1,6 @@
-"""What runs in ARM64's Python under qemu: sequences put through models, split into calls; needs no package of ours.
+"""What a guest runs: sequences put through models, split into calls. Needs numpy and onnxruntime, no package of ours.
 
-Called with a folder, see `main`; support.arm64 writes what it reads.
+Called with a folder, see `main`; support.guest writes what it reads.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def part(array: Array, axes: dict[str, str], begin: int, end: int) -> Array:
     return np.ascontiguousarray(array[tuple(index)])
 
 
-def run(folder: Path, request: dict[str, Any]) -> None:
-    """All calls of one request in one session; writes NAME.out.npz."""
+def run(folder: Path, request: dict[str, Any]) -> list[tuple[str, str, list[Any]]]:
+    """All calls of one request in one session; writes NAME.out.npz. Name, type and shape of the session's outputs."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = request["threads"]
     options.log_severity_level = 4
@@ -68,25 +68,24 @@ def run(folder: Path, request: dict[str, Any]) -> None:
         for name, parts in joined.items()
     }
     np.savez(folder / f"{request['name']}.out.npz", **outputs, **last)
+    return [(output.name, output.type, output.shape) for output in session.get_outputs()]
 
 
-def refusal_of(folder: Path, request: dict[str, Any]) -> str:
-    """Run a request; "" if nothing was wrong."""
+def outputs_or_refusal(folder: Path, request: dict[str, Any]) -> list[tuple[str, str, list[Any]]] | str:
+    """Run a request; what was wrong, if something was."""
     try:
-        run(folder, request)
+        return run(folder, request)
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no base class
         return " ".join(str(error).split())
-    return ""
 
 
 def main(folder: Path) -> None:
-    """Do the requests of FOLDER/requests.json; the refusals, by name, go to FOLDER/done.json."""
-    refusals = {}
+    """Do the requests of FOLDER/requests.json; outputs and refusals, by name, go to FOLDER/done.json."""
+    report: dict[str, Any] = {"version": onnxruntime.__version__, "outputs": {}, "refusals": {}}
     for request in json.loads((folder / "requests.json").read_text()):
-        refusal = refusal_of(folder, request)
-        if refusal:
-            refusals[request["name"]] = refusal
-    (folder / "done.json").write_text(json.dumps({"version": onnxruntime.__version__, "refusals": refusals}))
+        answer = outputs_or_refusal(folder, request)
+        report["refusals" if isinstance(answer, str) else "outputs"][request["name"]] = answer
+    (folder / "done.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":
