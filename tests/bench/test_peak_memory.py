@@ -41,7 +41,9 @@ def test_a_child_is_measured_without_its_parent(tmp_path: Path) -> None:
 
 
 def test_a_refusal_in_the_child_is_the_same_refusal_here(tmp_path: Path) -> None:
-    with pytest.raises(DeltaLLMError, match=r"^There is no file .*nope\.onnx: give the path of an \.onnx model\.$"):
+    with pytest.raises(
+        DeltaLLMError, match=r"^There is no file .*nope\.onnx: give the path of an \.onnx or \.ort model\.$"
+    ):
         run_child(CHILD, {"model": str(tmp_path / "nope.onnx"), "past": 3, "threads": 1, "chunk": 0, "vocabulary": 9})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,11 +67,13 @@ def test_too_little_disk_for_an_export(name: str, dense: Path, tmp_path: Path, m
 
     monkeypatch.setattr(loading, "load", refuse_to_load)
     monkeypatch.setattr(preflight, "free_disk", free)
-    with pytest.raises(DeltaLLMError, match=r"takes up to 6\d\.\d+ MB on disk, and .* has 6\d\.\d+ MB left"):
+    # Told is the folder that the user named, and not the one in it that the files grow in.
+    sentence = rf"takes up to 6\d\.\d+ MB on disk, and {re.escape(str(tmp_path))} has 6\d\.\d+ MB left"
+    with pytest.raises(DeltaLLMError, match=sentence):
         deltallm_onnx.convert(dense.parent / "model", tmp_path / "out.onnx", CONFIG, weights=weights)
     assert not list(tmp_path.iterdir())
     # The staging folder lies in the output's: the same file system.
-    assert [folder.parent for folder in asked] == [tmp_path]
+    assert [tmp_path in folder.parents for folder in asked] == [True]
 
 
 @pytest.mark.parametrize("name", [None, "int4"])

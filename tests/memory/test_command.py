@@ -96,9 +96,9 @@ def test_a_limit_below_the_plan_is_refused_before_the_start(model: Path, capsys:
     outcome = run(capsys, "run", model, *PROMPT, "--max-memory", "20MB")
     assert outcome.code == 2, outcome
     assert re.fullmatch(
-        rf"error: {re.escape(str(model))} takes up to [\d.]+ MB for 37 tokens, and max-memory is 20 MB \("
+        rf"error: {re.escape(str(model))} takes up to [\d.]+ [MG]B for 37 tokens, and max-memory is 20 MB \("
         r"weights [\d.]+ kB, caches [\d.]+ kB, logits of 29 tokens per call [\d.]+ kB, "
-        r"their activations [\d.]+ kB, ONNX Runtime 18 MB, this program [\d.]+ MB\): [^.]+\.\n",
+        r"their activations [\d.]+ kB, ONNX Runtime 18 MB, this program [\d.]+ [MG]B\): [^.]+\.\n",
         outcome.err,
     )
 
