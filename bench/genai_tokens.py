@@ -37,9 +37,8 @@ from rich.table import Table
 
 import deltallm_onnx
 from bench.genai_folder import write_genai_folder
-from bench.llama import LLAMA_3_2_1B, LlamaConfig
+from bench.llama import LLAMA_3_2_1B, TOY, LlamaConfig
 from bench.script import check_record_folder, refusals, script_parser, table_console
-from bench.whole_model import TOY
 from deltallm_onnx.bench import Spread, clock, interleave, quotients, write_record
 from deltallm_onnx.bench.rounds import SPIN_SECONDS, clock_name
 from deltallm_onnx.config import DeltaConfig, profile

@@ -60,6 +60,15 @@ LLAMA_3_2_1B = LlamaConfig(
     vocabulary=128256,
     positions=33280,
 )
+#: Llama's shape at a size that is written and run in a second.
+TOY = LlamaConfig(
+    geometry=Geometry("toy", 6, 2, 32),
+    hidden_size=160,
+    layers=3,
+    intermediate_size=448,
+    vocabulary=517,
+    positions=1024,
+)
 
 
 @dataclasses.dataclass(frozen=True)

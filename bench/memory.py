@@ -22,7 +22,7 @@ from rich.table import Table
 
 from bench.contenders import Contender, delta, group_query
 from bench.geometry import Geometry
-from bench.llama import LLAMA_3_2_1B, LlamaConfig, write_model, write_weights
+from bench.llama import LLAMA_3_2_1B, TOY, LlamaConfig, write_model, write_weights
 from bench.script import check_record_folder, refusals, script_parser, table_console
 from deltallm_onnx.bench import run_child, write_record
 from deltallm_onnx.bench.rounds import clock_name
@@ -39,14 +39,6 @@ LLAMA_300M = LlamaConfig(
     intermediate_size=3584,
     vocabulary=64000,
     positions=8192,
-)
-TOY = LlamaConfig(
-    geometry=Geometry("toy", 6, 2, 32),
-    hidden_size=160,
-    layers=3,
-    intermediate_size=448,
-    vocabulary=517,
-    positions=1024,
 )
 CONFIGS = {"Llama-0.3B": LLAMA_300M, "Llama-3.2-1B": LLAMA_3_2_1B, "toy": TOY}
 CACHES: Mapping[str, Contender] = {

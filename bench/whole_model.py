@@ -26,8 +26,7 @@ from rich.table import Table
 
 from bench.contenders import PEERS, Contender, delta
 from bench.filled_cache import FilledCache
-from bench.geometry import Geometry
-from bench.llama import LLAMA_3_2_1B, LlamaConfig, write_model, write_weights
+from bench.llama import LLAMA_3_2_1B, TOY, LlamaConfig, write_model, write_weights
 from bench.script import check_record_folder, refusals, script_parser, table_console
 from deltallm_onnx.bench import Spread, clock, fastest, interleave, quotients, run_child, write_record
 from deltallm_onnx.bench.rounds import SPIN_SECONDS, clock_name
@@ -35,15 +34,6 @@ from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.runtime import DecoderModel, ops_library_path
 from deltallm_onnx.runtime.environment import environment
 
-#: Llama's shape at a size that is written and run in a second.
-TOY = LlamaConfig(
-    geometry=Geometry("toy", 6, 2, 32),
-    hidden_size=160,
-    layers=3,
-    intermediate_size=448,
-    vocabulary=517,
-    positions=1024,
-)
 CONFIGS = {"Llama-3.2-1B": LLAMA_3_2_1B, "toy": TOY}
 VARIANTS: Mapping[str, Contender] = {
     contender.name: contender for contender in (*PEERS, *(delta(c) for c in ("float32", "float16", "int8", "int4")))

@@ -11,7 +11,8 @@ from support.cpp_runner import native_runner
 
 from bench import runner_memory
 from bench.contenders import cache_layout, capacity_for
-from bench.memory import CACHES, TOY
+from bench.llama import TOY
+from bench.memory import CACHES
 from bench.runner_memory import watch
 from bench.runner_memory_table import memory_table
 from bench.tables import RECORDS
