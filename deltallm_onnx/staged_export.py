@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltallm_onnx.errors import DeltaLLMError
 from deltallm_onnx.export.output import check_model_path, staged
 from deltallm_onnx.model_folder import refuse_another_model
 from deltallm_onnx.scratch_folder import scratch_folder
@@ -68,21 +67,14 @@ def staged_export(
             # Under the target's name, so that the next run on it removes what a killed one left.
             before = stack.enter_context(scratch_folder(out_path.parent, out_path.name)) / "dense.onnx"
         folder = stack.enter_context(staged(out_path))
-
-        def public(text: str) -> str:
-            """What the user is told is where the files will be, not where they grow."""
-            return text.replace(str(folder), str(out_path.parent))
-
-        try:
-            report = export_model(
-                model,
-                folder / out_path.name,
-                weights=weights,
-                ternary_bits=ternary_bits,
-                before=before,
-                progress=lambda line: say(public(line)),
-            )
-        except DeltaLLMError as error:
-            raise DeltaLLMError(public(str(error))) from error
+        report = export_model(
+            model,
+            folder / out_path.name,
+            weights=weights,
+            ternary_bits=ternary_bits,
+            before=before,
+            # What the user is told is where the files will be, not where they grow.
+            progress=lambda line: say(line.replace(str(folder), str(out_path.parent))),
+        )
         refuse_another_model(folder, out_path)
         yield StagedExport(folder, report, before if before is not None and before.is_file() else None)

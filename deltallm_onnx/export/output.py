@@ -60,7 +60,11 @@ def staged(out_path: Path) -> Iterator[Path]:
         with scratch_folder(out_path.parent, out_path.name) as scratch:
             folder = scratch / "files"  # beside the lock, which stays
             folder.mkdir()
-            yield folder
+            try:
+                yield folder
+            except DeltaLLMError as error:  # told is where the files would have been, not where they grew
+                error.args = (str(error).replace(str(folder), str(out_path.parent)),)
+                raise
             files = sorted(folder.iterdir(), key=lambda file: file.name == out_path.name)
             targets = [out_path.parent / file.name for file in files]
             blocked = [target for target in targets if target.is_dir()]
